@@ -1,0 +1,273 @@
+"""Tar shards of latents: written whole or not at all, read by offset, checked on every read.
+
+A shard is a WebDataset-compatible tar of `<key>.safetensors` members, each with the tensors
+`latent` (T, C, H, W) and `text` (S, D) in float16; plain tarfile and safetensors read it.
+"""
+
+import fcntl
+import functools
+import os
+import re
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import safetensors.torch
+import torch
+from crc32c import crc32c
+from safetensors import SafetensorError
+from torch import Tensor
+
+from scalewright.data.sample import Entry, Sample
+from scalewright.errors import DataError
+
+SHARD_FOLDER = "shards"
+NULL_TEXT_FILE = "null_text.safetensors"
+MAX_SHARD_BYTES = 64 * 2**20
+OPEN_SHARDS = 256  # file descriptors a reader keeps; the usual limit of a process is 1024
+
+_WAY_OUT = "copy the data folder again from where it was prepared, or run jobs/prepare.py again"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a member's safetensors bytes lie: `os.pread(shard, bytes, offset)`."""
+
+    shard: str
+    offset: int
+    bytes: int
+    crc32c: int
+
+
+class ShardWriter:
+    """Writes `shards/NNNNNN.tar`, each as `.part` until it is full, synced and renamed.
+
+    `on_sealed(shard)` is called once a shard has its final name, from within the `add` that
+    begins the next shard, or from `close`: every `Location` in that shard has then been returned,
+    and its clips may enter the catalogue. Leaving the context by an exception drops the open
+    shard. Numbers go on after the shards there; one process writes a folder at a time.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int = MAX_SHARD_BYTES,
+        on_sealed: Callable[[str], None] | None = None,
+    ) -> None:
+        self._folder = folder / SHARD_FOLDER
+        self._max_bytes = max_bytes
+        self._on_sealed = on_sealed
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _remove_parts(self._folder)
+        numbers = [int(path.stem) for path in self._folder.glob("*.tar") if path.stem.isdigit()]
+        self._number = max(numbers, default=-1) + 1
+        self._file: BinaryIO | None = None
+        self._keys: set[str] = set()
+
+    def add(self, key: str, latent: Tensor, text: Tensor) -> Location:
+        """Append a clip, `latent` (T, C, H, W) and `text` (S, D); both are stored as float16."""
+        if not re.fullmatch(r"[\w-]{1,80}", key, re.ASCII):
+            raise DataError(f"key {key!r}: 1 to 80 letters, digits, '_' or '-' (WebDataset's rule)")
+        if key in self._keys:
+            raise DataError(f"key {key!r} is already in shard {self._name}; keys must differ")
+        data = safetensors.torch.save(
+            {"latent": _half(key, "latent", latent, 4), "text": _half(key, "text", text, 2)}
+        )
+        member = _member(f"{key}.safetensors", data)
+        if self._file and self._file.tell() + len(member) > self._max_bytes:
+            self._seal()
+        if self._file is None:
+            self._file = _open_part(self._part)
+        offset = self._file.tell() + tarfile.BLOCKSIZE
+        self._file.write(member)
+        self._keys.add(key)
+        return Location(self._name, offset, len(data), crc32c(data))
+
+    def close(self) -> None:
+        """Seal the open shard, if there is one."""
+        if self._file:
+            self._seal()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._file:
+            self._part.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+    @property
+    def _name(self) -> str:
+        return f"{self._number:06d}.tar"
+
+    @property
+    def _part(self) -> Path:
+        return self._folder / f"{self._name}.part"
+
+    def _seal(self) -> None:
+        assert self._file is not None
+        name = self._name
+        self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+        _sync(self._file)
+        os.replace(self._part, self._folder / name)
+        _sync_folder(self._folder)
+        self._file.close()
+        self._file = None
+        self._keys.clear()
+        self._number += 1
+        if self._on_sealed:
+            self._on_sealed(name)
+
+
+class ShardReader:
+    """Reads clips of a data folder; safe to share between threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # An evicted shard is closed when the last thread that reads it lets go of it.
+        self._shard = functools.lru_cache(maxsize=OPEN_SHARDS)(_Shard)
+
+    def read(self, entry: Entry) -> Sample:
+        """The clip as float32 tensors; `DataError` if the bytes are not those catalogued."""
+        path = self._folder / SHARD_FOLDER / entry.shard
+        where = f"{path} at offset {entry.offset} (clip {entry.id})"
+        data = self._shard(path).read(entry.offset, entry.bytes)
+        if len(data) != entry.bytes:
+            raise DataError(
+                f"{where}: the file ends after {len(data)} of {entry.bytes} bytes; {_WAY_OUT}"
+            )
+        if (checksum := crc32c(data)) != entry.crc32c:
+            raise DataError(
+                f"{where}: checksum {checksum:08x}, but the catalogue says {entry.crc32c:08x}: "
+                f"the bytes changed after they were prepared; {_WAY_OUT}"
+            )
+        return _parse(entry, data, where)
+
+    def null_text(self) -> Tensor:
+        """The embedding of the empty prompt, (S, D) float32."""
+        path = self._folder / NULL_TEXT_FILE
+        try:
+            return safetensors.torch.load(path.read_bytes())["text"].float()
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; {_WAY_OUT}") from None
+        except (SafetensorError, KeyError) as error:
+            raise DataError(f"{path}: not an embedding of a prompt ({error}); {_WAY_OUT}") from None
+
+    def close(self) -> None:
+        """Close the shards; a later `read` opens them again."""
+        self._shard.cache_clear()
+
+
+def write_null_text(folder: Path, text: Tensor) -> None:
+    """Store the embedding of the empty prompt, (S, D), as float16."""
+    path = folder / NULL_TEXT_FILE
+    part = path.with_name(path.name + ".part")
+    folder.mkdir(parents=True, exist_ok=True)
+    with part.open("wb") as file:
+        file.write(safetensors.torch.save({"text": _half("null text", "text", text, 2)}))
+        _sync(file)
+    os.replace(part, path)
+
+
+class _Shard:
+    """An open shard; its descriptor closes with the last reference."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DataError(f"{path}: the catalogue names this shard; {_WAY_OUT}") from None
+
+    def read(self, offset: int, count: int) -> bytes:
+        assert self._descriptor is not None
+        return os.pread(self._descriptor, count, offset)
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _parse(entry: Entry, data: bytes, where: str) -> Sample:
+    try:
+        tensors = safetensors.torch.load(data)
+        latent, text = tensors["latent"], tensors["text"]
+    except (SafetensorError, KeyError) as error:
+        raise DataError(f"{where}: not a clip in safetensors ({error}); {_WAY_OUT}") from None
+    wanted = (entry.latent_frames, entry.height, entry.width)
+    if latent.ndim != 4 or (latent.shape[0], *latent.shape[2:]) != wanted:
+        raise DataError(
+            f"{where}: latent {tuple(latent.shape)}, but the catalogue says (T, C, H, W) with "
+            f"T, H, W = {wanted}; {_WAY_OUT}"
+        )
+    if text.ndim != 2 or text.shape[0] != entry.text_tokens:
+        raise DataError(
+            f"{where}: text {tuple(text.shape)}, but the catalogue says {entry.text_tokens} "
+            f"tokens; {_WAY_OUT}"
+        )
+    return Sample(id=entry.id, latent=latent.float(), text=text.float())
+
+
+def _half(key: str, name: str, tensor: Tensor, axes: int) -> Tensor:
+    """`tensor` in float16; what does not survive that is an error, not an inf in the shard."""
+    if tensor.ndim != axes or not tensor.numel():
+        raise DataError(f"{key}: {name} has shape {tuple(tensor.shape)}; expected {axes} axes")
+    half = tensor.detach().to("cpu", torch.float16).contiguous()
+    if not bool(torch.isfinite(half).all()):
+        raise DataError(
+            f"{key}: {name} is not finite in float16 (largest magnitude "
+            f"{float(tensor.abs().max()):g}, limit 65504); reject the clip"
+        )
+    return half
+
+
+def _member(name: str, data: bytes) -> bytes:
+    """Header, data and padding of one tar member; equal input gives equal bytes."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + padding
+
+
+def _open_part(path: Path) -> BinaryIO:
+    file = path.open("xb")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def _remove_parts(folder: Path) -> None:
+    """Drop what a killed writer left; a part still locked belongs to one that is alive."""
+    for part in folder.glob("*.tar.part"):
+        with part.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(
+                    f"{part}: another process is writing this folder; let it end, or prepare "
+                    "into another folder"
+                ) from None
+            part.unlink()
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
