@@ -202,6 +202,11 @@ def _connect(path: Path) -> Iterator[sql.Connection]:
             f"{path}: refused a row: {error.orig}; a source may be added or rejected only once, "
             "by one process at a time (skip Catalogue.sources())"
         ) from error
+    except sql.exc.OperationalError as error:
+        raise DataError(
+            f"{path}: {error.orig}; see that the folder can be read and written, that its disk is "
+            "not full and that no other process is preparing into it"
+        ) from error
     except sql.exc.DatabaseError as error:
         raise DataError(
             f"{path}: {error.orig}; restore this file from a copy, or delete the data folder and "

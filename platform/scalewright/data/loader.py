@@ -53,7 +53,7 @@ class Loader:
         stop_step: int,
         ahead_steps: int = 2,
     ) -> None:
-        require_world(order.config.packs_per_step, world)
+        _require_world(order.config.packs_per_step, world)
         if not 0 <= rank < world:
             raise ValueError(f"rank = {rank} of {world} workers")
         if not 0 <= start_step <= stop_step or ahead_steps < 1:
@@ -63,7 +63,7 @@ class Loader:
         self._share = order.config.packs_per_step // world
         self._step, self._stop_step, self._ahead_steps = start_step, stop_step, ahead_steps
         self.wait_s = 0.0
-        # All below is guarded by `_changed`. Packs of this worker are numbered step * share + place.
+        # All below is guarded by `_changed`; this worker's packs are numbered step * share + place.
         self._changed = threading.Condition()
         self._claimed = start_step * self._share
         self._ready: dict[int, list[Sample]] = {}
@@ -155,9 +155,9 @@ class Loader:
 
     def _read(self, number: int) -> list[Sample]:
         step, place = divmod(number, self._share)
-        pack = self._order.packs(step)[self._rank :: self._world][place]
+        of_step = self._rank + place * self._world
         samples = []
-        for entry in pack:
+        for entry in self._order.pack(step * self._order.config.packs_per_step + of_step):
             if self._closed:
                 break
             samples.append(self._reader.read(entry))
@@ -177,7 +177,7 @@ class Loader:
         return range(step * self._share, (step + 1) * self._share)
 
 
-def require_world(packs_per_step: int, world: int) -> None:
+def _require_world(packs_per_step: int, world: int) -> None:
     """`ConfigError` with the legal numbers unless `world` workers share a step evenly."""
     legal = legal_worlds(packs_per_step)
     if world not in legal:

@@ -95,15 +95,19 @@ class PackOrder:
         self._seed = seed
         self._starts = [0]  # number of the first pack of each epoch planned so far, and the next
         self._epochs: OrderedDict[int, list[Pack]] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+
+    def pack(self, number: int) -> tuple[Entry, ...]:
+        """The clips of pack `number`, counted from the beginning of the run over all steps."""
+        return tuple(self._entries[index] for index in self._indices(number))
 
     def packs(self, step: int) -> list[tuple[Entry, ...]]:
         """The packs of a step, exactly `packs_per_step` of them."""
-        return [tuple(self._entries[index] for index in pack) for pack in self._step(step)]
+        return [self.pack(number) for number in self._numbers(step)]
 
     def tokens(self, step: int) -> list[ClipTokens]:
         """Tokens of every clip of a step, all packs together."""
-        return [self._clips[index] for pack in self._step(step) for index in pack]
+        return [self._clips[index] for n in self._numbers(step) for index in self._indices(n)]
 
     def epoch_of(self, step: int) -> float:
         """How many epochs have been seen when `step` begins."""
@@ -119,16 +123,16 @@ class PackOrder:
         with self._lock:
             return total / (len(self._plan(0)) * self.config.pack_tokens)
 
-    def _step(self, step: int) -> list[Pack]:
-        if step < 0:
-            raise ValueError(f"step = {step}; steps count from 0")
-        first = step * self.config.packs_per_step
-        with self._lock:
-            return [self._pack(first + place) for place in range(self.config.packs_per_step)]
+    def _numbers(self, step: int) -> range:
+        count = self.config.packs_per_step
+        return range(step * count, (step + 1) * count)
 
-    def _pack(self, number: int) -> Pack:
-        epoch = self._epoch_with(number)
-        return self._plan(epoch)[number - self._starts[epoch]]
+    def _indices(self, number: int) -> Pack:
+        if number < 0:
+            raise ValueError(f"pack {number}: steps and packs count from 0")
+        with self._lock:
+            epoch = self._epoch_with(number)
+            return self._plan(epoch)[number - self._starts[epoch]]
 
     def _epoch_with(self, number: int) -> int:
         while self._starts[-1] <= number:
