@@ -47,8 +47,8 @@ class ModelConfig:
         if self.width % self.head_dim:
             below = max(self.head_dim, self.width // self.head_dim * self.head_dim)
             raise ConfigError(
-                f"model.width = {self.width} is not a multiple of model.head_dim = {self.head_dim}; "
-                f"use {below} or {below + self.head_dim}"
+                f"model.width = {self.width} is not a multiple of model.head_dim = "
+                f"{self.head_dim}; use {below} or {below + self.head_dim}"
             )
         if sum(self.rope_axes) != self.head_dim or any(axis % 2 for axis in self.rope_axes):
             raise ConfigError(

@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""Train a model: `--plan plan.toml`, a recipe, or the demo when nothing is said."""
+
+import sys
+from pathlib import Path
+
+# Run the submitted tree, not an older install on the cluster.
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from scalewright import __version__, command
+from scalewright.cluster import launch
+from scalewright.cluster.supervise import RunFolders, supervise
+from scalewright.config import assign, digest, merge, read_toml, to_dict, to_toml
+from scalewright.events import Event, Metrics, Notice
+from scalewright.prepare.embedded import ensure_shapes
+from scalewright.recipes import SHAPES, recipe
+from scalewright.track import Forwarder, absolute_uri
+from scalewright.train.checkpoint import newest_verified
+from scalewright.train.estimate import check_memory, estimate
+from scalewright.train.inputs import check_same_run, identity, open_inputs
+from scalewright.train.run import RunConfig
+from scalewright.train.worker import CHECKPOINTS
+
+EPILOG = """\b
+Examples:
+  jobs/pretrain.py --plan sweeps/demo/fit/plan.toml --dry-run
+  jobs/pretrain.py --recipe demo steps=600 optimizer.lr_peak=4e-3 --workers 2
+"""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--recipe", "recipe_name", default="demo", help="Recipe to start from [demo].")
+@click.option(
+    "--plan",
+    "--config",
+    "plans",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="TOML file over the recipe: a plan of the planner, or any part of a config.",
+)
+@click.option("--workers", type=int, help="Workers; the same as parallel.workers=N.")
+@click.option("--fresh", is_flag=True, help="Set an earlier run of this name aside and start over.")
+@click.option("--tracking-uri", help="MLflow [sqlite:///HOME/mlflow.db].")
+@click.option(
+    "--codec-weights",
+    type=click.Path(path_type=Path),
+    help="Folder of weights of a codec that needs them, for sample videos.",
+)
+@click.option("--worker-logs", is_flag=True, help="Show what the workers print.")
+@click.option("--worker-logs", is_flag=True, help="Show what the workers print.")
+@click.option("--dry-run", is_flag=True, help="Print what would run and what it costs; no start.")
+@click.option("--json", "as_json", is_flag=True, help="Print the dry run as one JSON object.")
+def main(
+    assignments: Sequence[str],
+    recipe_name: str,
+    plans: Sequence[Path],
+    workers: int | None,
+    fresh: bool,
+    tracking_uri: str | None,
+    codec_weights: Path | None,
+    worker_logs: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train a run to its last step; the same command goes on where it stopped.
+
+    Settings: recipe < --plan < KEY=VALUE. The run lives in HOME/runs/NAME, where HOME is
+    $SCALEWRIGHT_HOME or the current folder.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    config, provenance = resolve(recipe_name, plans, assignments, workers)
+    home = launch.home()
+    folders = RunFolders(
+        run=home / "runs" / config.name,
+        data=(home / config.data.path).resolve(),
+        codec_weights=codec_weights.resolve() if codec_weights else None,
+    )
+    if config.data.path == SHAPES:
+        ensure_shapes(folders.data)
+    inputs = open_inputs(config, folders.data)
+    check_memory(config)
+    cost = estimate(config, inputs)
+    if dry_run:
+        show(config, cost, as_json)
+        return
+    if fresh:
+        set_aside(folders.run)
+    elif found := newest_verified(folders.run / CHECKPOINTS):
+        check_same_run(found[1].run["identity"], identity(config, inputs), folders.run)
+    artifacts = write_settings(folders.run, config, provenance)
+    uri = absolute_uri(tracking_uri, home)
+    with Forwarder(
+        folders.run,
+        uri,
+        experiment="scalewright",
+        run_name=config.name,
+        params=to_dict(config),
+        tags={"version": __version__, "config_digest": digest(config), "data": inputs.snapshot},
+        artifacts=artifacts,
+        on_events=lambda events: narrate(events, config.steps),
+    ):
+        launch.connect(num_cpus=local_cpus(config), worker_logs=worker_logs)
+        summary = supervise(config, folders)
+    click.echo(json.dumps(summary))
+    click.echo(f"run: {folders.run}\nMLflow: mlflow ui --backend-store-uri {uri}", err=True)
+
+
+def local_cpus(config: RunConfig) -> int | None:
+    """CPUs of a cluster started here: one a worker, however few cores; None is all there are."""
+    return None if config.parallel.gpus_per_worker else config.parallel.workers
+
+
+def resolve(
+    recipe_name: str, plans: Sequence[Path], assignments: Sequence[str], workers: int | None
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The config after every layer, and the plan's account of where its numbers come from."""
+    config, provenance = recipe(recipe_name), {}
+    for path in plans:
+        changes = read_toml(path)
+        provenance |= changes.pop("plan", {})
+        config = merge(config, changes, where=str(path))
+    config = assign(config, assignments)
+    if workers is not None:
+        config = merge(
+            config,
+            {
+                "parallel": {
+                    "workers": workers,
+                    "min_workers": min(workers, config.parallel.min_workers),
+                }
+            },
+            where="--workers",
+        )
+    return config, provenance
+
+
+def set_aside(folder: Path) -> None:
+    """Move an earlier run of the same name out of the way; nothing is deleted."""
+    if not folder.exists():
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    shutil.move(folder, aside)
+    click.echo(f"the earlier run is now {aside}", err=True)
+
+
+def write_settings(folder: Path, config: RunConfig, provenance: dict[str, Any]) -> list[Path]:
+    """Write the resolved config, and the plan's reasons if there are any, into the run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "config.toml"
+    settings.write_text(to_toml(config))
+    if not provenance:
+        return [settings]
+    reasons = folder / "plan.json"
+    reasons.write_text(json.dumps(provenance, indent=1))
+    return [settings, reasons]
+
+
+def show(config: RunConfig, cost: dict[str, Any], as_json: bool) -> None:
+    """Print the dry run: one JSON object, or the config as TOML and the cost in words."""
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "config": to_dict(config), **cost}))
+        return
+    click.echo(to_toml(config))
+    click.echo(f"parameters     {cost['params']:,} ({cost['block_params']:,} in blocks)")
+    click.echo(
+        f"a step         {cost['visual_tokens_per_step']:,.0f} visual tokens, "
+        f"{cost['clips_per_step']:.1f} clips, {cost['flops_per_step']:.3g} FLOPs; "
+        f"packs {cost['pack_fill']:.0%} full"
+    )
+    click.echo(
+        f"the run        {cost['steps']:,} steps, {cost['run_visual_tokens']:.3g} tokens, "
+        f"{cost['run_flops']:.3g} FLOPs (6ND says {cost['run_flops_6nd']:.3g})"
+    )
+    for split in cost["batch_split"]:
+        click.echo(
+            f"on {split['workers']:4d} workers {split['packs_per_worker']} packs each, "
+            f"{split['memory_gib']:.2f} GiB each"
+        )
+
+
+def narrate(events: Sequence[Event], steps: int) -> None:
+    """One line on stderr for each thing that happened."""
+    for event in events:
+        if isinstance(event, Metrics):
+            click.echo(metrics_line(event, steps), err=True)
+        elif isinstance(event, Notice):
+            fields = ", ".join(f"{key} {value}" for key, value in event.fields.items())
+            click.echo(f"attempt {event.attempt}: {event.kind} ({fields})", err=True)
+
+
+def metrics_line(event: Metrics, steps: int) -> str:
+    """A progress line: the training metrics, or whatever else was measured at this step."""
+    values = event.values
+    if "loss/train" not in values:
+        parts = [f"{name} {value:.4f}" for name, value in values.items()]
+    else:
+        parts = [
+            f"loss {values['loss/train']:.4f}",
+            f"norm {values['grad/norm']:.3f}",
+            f"lr {values['optim/lr']:.2e}",
+            f"{values['perf/clips_per_s']:.1f} clips/s",
+            f"{values['perf/flop_utilisation']:.0%} of peak",
+            f"{values['elastic/world_size']:.0f} workers",
+            f"{(steps - event.step) * values['perf/step_s']:.0f} s left",
+        ]
+    return f"step {event.step}/{steps}  " + "  ".join(parts)
+
+
+if __name__ == "__main__":
+    command.run(main)

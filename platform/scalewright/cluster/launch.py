@@ -1,0 +1,82 @@
+"""Into Ray: join the job's cluster or start one here, with the code that was submitted."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+# Ray Train's defaults wait ten minutes for a frozen worker.
+_TRAIN_SETTINGS = {
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+    # The platform reports through its own event log.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray is about to stop hiding GPUs from workers that ask for none; take the new behaviour now.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def connect(*, num_cpus: int | None = None, worker_logs: bool = False) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine, on loopback only.
+
+    `num_cpus` sizes a cluster started here; left out, Ray counts the cores. A submitted job has
+    RAY_ADDRESS set. The packages of this tree go along, so that workers run what was submitted,
+    not an older install; what the job's own runtime environment already says is left alone.
+    `worker_logs` shows what workers print; Ray keeps it in its session folder in any case.
+    """
+    for name, value in _TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {
+        "runtime_env": _missing_fields({"py_modules": _packages()}),
+        "log_to_driver": worker_logs,
+        "logging_level": "error",
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+        return
+    # Ray Train's placement-group cleaner asks the dashboard's state API.
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        _node_ip_address="127.0.0.1",
+        **options,
+    )
+
+
+def slots(gpus_per_worker: int) -> int:
+    """Workers the cluster can hold: one GPU each, or one CPU each."""
+    resources = ray.cluster_resources()
+    return int(resources.get("GPU", 0) if gpus_per_worker else resources.get("CPU", 0))
+
+
+def home() -> Path:
+    """The folder that relative paths and `runs/` hang from: $SCALEWRIGHT_HOME or the current one.
+
+    A submitted job runs in a throw-away copy of its working directory; there, it is
+    `~/scalewright`.
+    """
+    if configured := os.environ.get("SCALEWRIGHT_HOME"):
+        return Path(configured).expanduser().resolve()
+    here = Path.cwd().resolve()
+    if "working_dir_files" in here.parts:
+        return Path.home() / "scalewright"
+    return here
+
+
+def _packages() -> list[str]:
+    import planner
+    import scalewright
+
+    return [str(Path(module.__path__[0])) for module in (scalewright, planner)]
+
+
+def _missing_fields(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Ray refuses a field that both the job and `ray.init` name."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    named = job.get("runtime_env", {})
+    return {key: value for key, value in wanted.items() if key not in named}

@@ -1,0 +1,34 @@
+"""How a job ends: its exit code, and an error as one readable message instead of a traceback."""
+
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from scalewright.errors import ScalewrightError
+
+INTERRUPTED = 130
+
+
+def run(command: click.Command) -> None:
+    """Run a click command as a program: 0 done, 1 failed, 2 usage or config, 130 interrupted.
+
+    SIGTERM ends a job as Ctrl-C does: what it had begun is left so that it can be gone on with.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ScalewrightError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,127 @@
+"""Rectified flow: noise levels, timestep shift, the noised pack and its loss.
+
+x_t = (1 - t)·x0 + t·e, the model predicts v = e - x0 (Liu et al. 2022; Esser et al. 2024, eq. 13).
+Everything random is keyed by (seed, sample, step): the same at every world size.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from scalewright.data.sample import Sample
+from scalewright.errors import ConfigError
+from scalewright.model.packed import PackedBatch, PackItem, pack, patchify
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """How clips are noised. `shift_tokens`: visual tokens of a clip at which the shift is 1."""
+
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift_tokens: int | None = None
+    text_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.logit_std <= 0:
+            raise ConfigError(f"flow.logit_std = {self.logit_std}; it must be positive")
+        if not 0 <= self.text_dropout <= 1:
+            raise ConfigError(f"flow.text_dropout = {self.text_dropout}; allowed: 0 to 1")
+        if self.shift_tokens is not None and self.shift_tokens < 1:
+            raise ConfigError(
+                f"flow.shift_tokens = {self.shift_tokens}; at least 1, or leave it out"
+            )
+
+
+def keyed_generator(*key: object) -> torch.Generator:
+    """A CPU generator whose stream depends on the whole `key` and on nothing else."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def shifted(t: float, config: FlowConfig, visual_tokens: int) -> float:
+    """Move a noise level towards noise for clips of many tokens (Esser et al. 2024, eq. 23).
+
+    t' = a·t / (1 + (a - 1)·t) with a = sqrt(tokens / shift_tokens): the more tokens share a
+    picture, the more noise it takes to hide it.
+    """
+    if config.shift_tokens is None:
+        return t
+    a = math.sqrt(visual_tokens / config.shift_tokens)
+    return a * t / (1 + (a - 1) * t)
+
+
+def noise_level(config: FlowConfig, generator: torch.Generator, visual_tokens: int) -> float:
+    """A logit-normal noise level in (0, 1), shifted for the clip's token count."""
+    normal = torch.randn((), generator=generator, dtype=torch.float64).item()
+    t = 1 / (1 + math.exp(-(config.logit_mean + config.logit_std * normal)))
+    return shifted(t, config, visual_tokens)
+
+
+def stratified_levels(config: FlowConfig, count: int) -> list[float]:
+    """`count` noise levels at the middle of equally likely strata of the training distribution."""
+    normal = NormalDist(config.logit_mean, config.logit_std)
+    logits = [normal.inv_cdf((index + 0.5) / count) for index in range(count)]
+    return [1 / (1 + math.exp(-logit)) for logit in logits]
+
+
+@dataclass(frozen=True)
+class NoisedPack:
+    """A pack ready for the model, and the velocity (Nv, patch_dim) it should predict."""
+
+    batch: PackedBatch
+    target: Tensor
+
+    def to(self, device: torch.device) -> "NoisedPack":
+        return NoisedPack(self.batch.to(device), self.target.to(device, non_blocking=True))
+
+
+def training_pack(
+    samples: Sequence[Sample],
+    null_text: Tensor,
+    config: FlowConfig,
+    patch: tuple[int, int, int],
+    *,
+    seed: int,
+    step: int,
+) -> NoisedPack:
+    """Noise the clips of one pack for `step`; a share of them loses its text."""
+    items, targets = [], []
+    for sample in samples:
+        generator = keyed_generator("train", seed, sample.id, step)
+        tokens = sample.latent.numel() // (sample.latent.shape[1] * math.prod(patch))
+        level = noise_level(config, generator, tokens)
+        dropped = torch.rand((), generator=generator).item() < config.text_dropout
+        text = null_text if dropped else sample.text
+        noise = torch.randn(sample.latent.shape, generator=generator)
+        items.append(PackItem(_mix(sample.latent, noise, level), text, level))
+        targets.append(patchify(noise - sample.latent, patch))
+    return NoisedPack(pack(items, patch), torch.cat(targets))
+
+
+def evaluation_pack(
+    samples: Sequence[Sample], levels: Sequence[float], patch: tuple[int, int, int], *, seed: int
+) -> NoisedPack:
+    """Noise each clip at its given level with noise that is the same at every evaluation."""
+    items, targets = [], []
+    for sample, level in zip(samples, levels, strict=True):
+        generator = keyed_generator("evaluate", seed, sample.id, round(level, 9))
+        noise = torch.randn(sample.latent.shape, generator=generator)
+        items.append(PackItem(_mix(sample.latent, noise, level), sample.text, level))
+        targets.append(patchify(noise - sample.latent, patch))
+    return NoisedPack(pack(items, patch), torch.cat(targets))
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Sum of squared errors over all elements, in at least fp32."""
+    wide = torch.promote_types(prediction.dtype, torch.float32)
+    return (prediction.to(wide) - target.to(wide)).square().sum()
+
+
+def _mix(latent: Tensor, noise: Tensor, level: float) -> Tensor:
+    return (1 - level) * latent + level * noise

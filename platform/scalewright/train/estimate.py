@@ -1,0 +1,90 @@
+"""What a run will cost, before it starts: parameters, FLOPs, memory, and the batch split."""
+
+from dataclasses import asdict
+from typing import Any
+
+from scalewright.data.packing import legal_worlds
+from scalewright.errors import ConfigError
+from scalewright.model.shape import (
+    MemoryEstimate,
+    block_parameters,
+    memory_estimate,
+    parameters,
+)
+from scalewright.train.hardware import worker_memory_bytes
+from scalewright.train.inputs import Inputs
+from scalewright.train.run import RunConfig
+
+# FLOPs differ between steps with the clips they hold; the mean over this many stands for all.
+_STEPS_LOOKED_AT = 64
+
+
+def memory_of(config: RunConfig, workers: int) -> MemoryEstimate:
+    """Peak memory of one of `workers` workers."""
+    return memory_estimate(
+        config.model,
+        workers=workers,
+        pack_tokens=config.data.pack_tokens,
+        compute_bytes=config.parallel.compute_bytes,
+        activation_checkpointing=config.parallel.activation_checkpointing,
+    )
+
+
+def check_memory(config: RunConfig) -> None:
+    """Refuse a run whose workers cannot hold it, where the memory of a worker is known."""
+    parallel = config.parallel
+    if parallel.memory_gib is not None:
+        limit = (parallel.memory_gib * 2**30, "parallel.memory_gib")
+    else:
+        known = worker_memory_bytes(parallel.workers, parallel.gpus_per_worker)
+        if known is None:
+            return
+        limit = known
+    need = memory_of(config, parallel.workers).total_bytes
+    if need > limit[0]:
+        raise ConfigError(
+            f"a worker needs about {need / 2**30:.1f} GiB and has {limit[0] / 2**30:.1f} GiB "
+            f"({limit[1]}); lower data.pack_tokens = {config.data.pack_tokens}, set "
+            "parallel.activation_checkpointing=true, use more workers, or choose a smaller model"
+        )
+
+
+def estimate(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+    """All that a dry run prints, as plain values with units in their names."""
+    looked_at = range(min(config.steps, _STEPS_LOOKED_AT))
+    flops = sum(inputs.flops(step) for step in looked_at) / len(looked_at)
+    tokens = sum(inputs.visual_tokens(step) for step in looked_at) / len(looked_at)
+    clips = sum(len(inputs.order.tokens(step)) for step in looked_at) / len(looked_at)
+    run_tokens = tokens * config.steps
+    blocks = block_parameters(config.model)
+    return {
+        "params": parameters(config.model),
+        "block_params": blocks,
+        "steps": config.steps,
+        "clips_per_step": clips,
+        "visual_tokens_per_step": tokens,
+        "pack_fill": inputs.order.fill(),
+        "flops_per_step": flops,
+        "run_visual_tokens": run_tokens,
+        "run_flops": flops * config.steps,
+        "run_flops_6nd": 6 * blocks * run_tokens,
+        "batch_split": [_split(config, world) for world in _worlds(config)],
+    }
+
+
+def _worlds(config: RunConfig) -> list[int]:
+    return [
+        world
+        for world in legal_worlds(config.data.packs_per_step)
+        if config.parallel.min_workers <= world <= config.parallel.workers
+    ]
+
+
+def _split(config: RunConfig, world: int) -> dict[str, Any]:
+    memory = memory_of(config, world)
+    return {
+        "workers": world,
+        "packs_per_worker": config.data.packs_per_step // world,
+        "memory_gib": memory.total_bytes / 2**30,
+        "memory": asdict(memory),
+    }

@@ -1,0 +1,150 @@
+"""What a run reads: the catalogue's entries in their planned order, and the checks before it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scalewright.config import to_dict
+from scalewright.data.catalogue import Catalogue, DataInfo
+from scalewright.data.packing import PackOrder
+from scalewright.data.sample import Entry, Sample
+from scalewright.data.shards import ShardReader
+from scalewright.errors import ConfigError, DataError
+from scalewright.model.shape import ClipTokens, ModelConfig, train_flops, visual_tokens
+from scalewright.train.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A data folder as one run sees it. `snapshot` pins the training clips and their codec."""
+
+    info: DataInfo
+    snapshot: str
+    clips: list[ClipTokens]
+    order: PackOrder
+    reader: ShardReader
+    validation: list[Entry]
+    catalogue: Catalogue
+    model: ModelConfig
+
+    @cached_property
+    def null_text(self) -> Tensor:
+        return self.reader.null_text()
+
+    def elements(self, step: int) -> int:
+        """Numbers in the velocities of the whole step; its loss is divided by this."""
+        return self.visual_tokens(step) * self.model.patch_dim
+
+    def visual_tokens(self, step: int) -> int:
+        return sum(clip.visual for clip in self.order.tokens(step))
+
+    def flops(self, step: int) -> int:
+        """Exact FLOPs of the step, forward and backward, over all ranks."""
+        return train_flops(self.model, self.order.tokens(step))
+
+    def read(self, entries: list[Entry]) -> list[Sample]:
+        return [self.reader.read(entry) for entry in entries]
+
+
+def open_inputs(config: RunConfig, folder: Path) -> Inputs:
+    """Open the data folder for a run; every mismatch between data and model is an error here."""
+    catalogue = Catalogue.open(folder)
+    check_match(config.model, catalogue.info, folder)
+    entries = catalogue.entries("train")
+    if not entries:
+        raise DataError(
+            f"{folder}: no training clip in the catalogue; run jobs/prepare.py on media"
+        )
+    validation = catalogue.entries("validation")
+    if not validation:
+        raise DataError(
+            f"{folder}: no validation clip in the catalogue; prepare it with a --validation-share"
+        )
+    clips = clip_tokens(config.model, entries)
+    return Inputs(
+        info=catalogue.info,
+        snapshot=catalogue.snapshot("train"),
+        clips=clips,
+        order=PackOrder(entries, clips, config.data, config.seed),
+        reader=ShardReader(folder),
+        validation=pick_validation(validation, config.log.validation_clips),
+        catalogue=catalogue,
+        model=config.model,
+    )
+
+
+def clip_tokens(model: ModelConfig, entries: list[Entry]) -> list[ClipTokens]:
+    """Tokens of every entry under the model's patch size."""
+    return [
+        ClipTokens(visual_tokens(model, e.latent_frames, e.height, e.width), e.text_tokens)
+        for e in entries
+    ]
+
+
+def check_match(model: ModelConfig, info: DataInfo, folder: Path) -> None:
+    """The model must speak of the catalogue's latents and text, number for number."""
+    for key, wanted, found, maker in (
+        ("latent_channels", model.latent_channels, info.latent_channels, info.codec),
+        ("text_dim", model.text_dim, info.text_dim, info.text_encoder),
+    ):
+        if wanted != found:
+            raise ConfigError(
+                f"model.{key} = {wanted}, but {folder} was prepared with {maker}, which has "
+                f"{found}; set model.{key}={found} or prepare the data with another codec"
+            )
+
+
+def pick_validation(entries: list[Entry], count: int) -> list[Entry]:
+    """At most `count` clips, pictures and videos in equal parts as far as there are any."""
+    pictures = [entry for entry in entries if not entry.is_video]
+    videos = [entry for entry in entries if entry.is_video]
+    share = max(count // 2, count - len(videos))
+    chosen = pictures[:share]
+    return chosen + videos[: count - len(chosen)]
+
+
+def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+    """What must stay the same for a run to be resumed: all that its numbers depend on."""
+    tree = to_dict(config)
+    kept = ("seed", "steps", "model", "flow", "optimizer")
+    data = {key: value for key, value in tree["data"].items() if key != "path"}
+    return {
+        **{key: tree[key] for key in kept},
+        "data": data,
+        "snapshot": inputs.snapshot,
+        "codec": inputs.info.codec,
+        "text_encoder": inputs.info.text_encoder,
+    }
+
+
+def check_same_run(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with a run that was begun under another config or with other data."""
+    changed = [
+        f"{key}: {_get(before, key)!r} then, {_get(now, key)!r} now"
+        for key in sorted({*_leaves(before), *_leaves(now)})
+        if _get(before, key) != _get(now, key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run begun with other settings ({'; '.join(changed)}); go on with "
+            "the old settings, choose another name=..., or start over with --fresh"
+        )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    leaves = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves += _leaves(value, f"{name}.") if isinstance(value, dict) else [name]
+    return leaves
+
+
+def _get(tree: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        if not isinstance(tree, dict) or key not in tree:
+            return None
+        tree = tree[key]
+    return tree

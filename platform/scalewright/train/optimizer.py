@@ -1,0 +1,82 @@
+"""AdamW under muP: parameter groups from the rules by name, and the learning-rate schedule."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from scalewright.errors import ConfigError
+from scalewright.model.mup import ParamRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule.
+
+    `beta2` 0.98: 0.999 leaves the second moment outdated when large gradients arrive, which shows
+    as loss spikes (YandexART Vi). `eps` is far below the gradients of wide muP layers.
+    """
+
+    lr_peak: float = 4e-3
+    warmup_steps: int = 20
+    schedule: Literal["cosine", "constant"] = "cosine"
+    lr_final_share: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr_peak", "eps", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"optimizer.{name} = {getattr(self, name)}; it must be positive")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"optimizer.{name} = {getattr(self, name)}; allowed: 0 to below 1"
+                )
+        if self.warmup_steps < 0:
+            raise ConfigError(f"optimizer.warmup_steps = {self.warmup_steps}; at least 0")
+        if not 0 <= self.lr_final_share <= 1:
+            raise ConfigError(f"optimizer.lr_final_share = {self.lr_final_share}; allowed: 0 to 1")
+
+
+def lr_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Base learning rate of `step` (from 0): linear warm-up, then constant or cosine decay."""
+    if step < config.warmup_steps:
+        return config.lr_peak * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr_peak
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.lr_peak * (config.lr_final_share + (1 - config.lr_final_share) * cosine)
+
+
+def build_optimizer(
+    model: nn.Module, rules: dict[str, ParamRule], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW with one group per pair of multipliers; groups carry `lr_mult` for `set_lr`."""
+    members: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[rules[name].lr_mult, rules[name].wd_mult].append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "lr": config.lr_peak * lr_mult,
+            "lr_mult": lr_mult,
+            "weight_decay": config.weight_decay * wd_mult,
+        }
+        for (lr_mult, wd_mult), parameters in sorted(members.items(), key=lambda item: item[0])
+    ]
+    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Scale every group relative to the base learning rate, as muP asks."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_mult"]

@@ -1,0 +1,129 @@
+"""Everything one training run is told: the config tree, and the checks that need no data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scalewright.data.packing import DataConfig, legal_worlds
+from scalewright.errors import ConfigError
+from scalewright.model.shape import ModelConfig
+from scalewright.objective.flow import FlowConfig
+from scalewright.train.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How many workers share the run, and in which numbers they compute.
+
+    Weights and the optimizer are fp32 always; `compute` is the type of gathered weights and
+    activations. `memory_gib`: memory of one worker; left out, the machine is asked.
+    """
+
+    workers: int = 2
+    min_workers: int = 1
+    gpus_per_worker: int = 0
+    compute: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+    memory_gib: float | None = None
+    max_restarts: int = 5
+    collective_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"parallel.workers = {self.workers}; at least 1")
+        if not 1 <= self.min_workers <= self.workers:
+            raise ConfigError(
+                f"parallel.min_workers = {self.min_workers}; allowed: 1 to parallel.workers = "
+                f"{self.workers}"
+            )
+        if self.gpus_per_worker not in (0, 1):
+            raise ConfigError(
+                f"parallel.gpus_per_worker = {self.gpus_per_worker}; a worker drives 0 or 1 GPU"
+            )
+        if self.max_restarts < 0:
+            raise ConfigError(f"parallel.max_restarts = {self.max_restarts}; at least 0")
+
+    @property
+    def compute_bytes(self) -> int:
+        return {"float32": 4, "bfloat16": 2}[self.compute]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and how many verified checkpoints to keep (at least two, always)."""
+
+    every_steps: int = 100
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ConfigError(f"checkpoint.every_steps = {self.every_steps}; at least 1")
+        if self.keep < 2:
+            raise ConfigError(
+                f"checkpoint.keep = {self.keep}; at least 2, so that a damaged newest checkpoint "
+                "leaves one to go back to"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """How often a run reports, validates and samples. Zero `sample_clips` samples nothing."""
+
+    every_steps: int = 10
+    validate_every_steps: int = 200
+    validation_clips: int = 64
+    validation_levels: int = 4
+    sample_every_steps: int = 400
+    sample_clips: int = 4
+    sample_steps: int = 24
+    guidance: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "every_steps",
+            "validate_every_steps",
+            "validation_clips",
+            "validation_levels",
+            "sample_every_steps",
+            "sample_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"log.{name} = {getattr(self, name)}; at least 1")
+        if self.sample_clips < 0:
+            raise ConfigError(f"log.sample_clips = {self.sample_clips}; at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run. `steps` global steps of `data.packs_per_step` packs, whatever the world size."""
+
+    name: str = "demo"
+    seed: int = 0
+    steps: int = 400
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c not in _NAME_CHARACTERS for c in self.name):
+            raise ConfigError(f"name = {self.name!r}; letters, digits, '.', '_' and '-' only")
+        if self.steps < 1:
+            raise ConfigError(f"steps = {self.steps}; at least 1")
+        if self.optimizer.warmup_steps > self.steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is more than steps = "
+                f"{self.steps}; warm up for a share of the run, such as {max(1, self.steps // 20)}"
+            )
+        legal = legal_worlds(self.data.packs_per_step)
+        if not any(self.parallel.min_workers <= world <= self.parallel.workers for world in legal):
+            raise ConfigError(
+                f"no legal batch split: data.packs_per_step = {self.data.packs_per_step} divides "
+                f"among {legal} workers, not among parallel.min_workers = "
+                f"{self.parallel.min_workers} to parallel.workers = {self.parallel.workers}"
+            )
+
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")

@@ -1,0 +1,257 @@
+"""One worker of one attempt: open the inputs, resume, and take steps until the run is done."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+from scalewright.config import to_dict
+from scalewright.data.codec import codec_for
+from scalewright.data.loader import Loader, StepData
+from scalewright.data.sample import Entry
+from scalewright.events import EVENTS_FILE, EventLog
+from scalewright.model.attention import attention_for
+from scalewright.model.mmdit import MMDiT
+from scalewright.model.mup import param_rules
+from scalewright.objective.flow import training_pack
+from scalewright.train.checkpoint import Checkpointer
+from scalewright.train.hardware import peak_flops
+from scalewright.train.inputs import check_same_run, identity, open_inputs
+from scalewright.train.meter import Meter
+from scalewright.train.optimizer import build_optimizer, lr_at
+from scalewright.train.parallel import World, autocast, build_model, current_world
+from scalewright.train.run import RunConfig
+from scalewright.train.samples import SampleSet, sample_set, write_frames
+from scalewright.train.step import train_step
+from scalewright.train.validate import Validation, plan_validation
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
+NULL_TEXT = "null_text.safetensors"
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run lives: its own folder, the data folder, and which attempt this is.
+
+    `codec_weights` is the folder of a codec that needs weights; None for the embedded one.
+    """
+
+    folder: Path
+    data: Path
+    attempt: int
+    codec_weights: Path | None = None
+
+
+def train(config: RunConfig, place: RunPlace, device: torch.device) -> None:
+    """Train to `config.steps`, going on from the newest verified checkpoint of the run folder.
+
+    Runs alone in a process, or as one rank of an initialised process group. Rank 0 writes events,
+    samples and, when all is done, the summary.
+    """
+    world = current_world(device)
+    worker = _Worker(config, place, world)
+    try:
+        worker.run()
+    finally:
+        worker.close()
+
+
+class _Worker:
+    """The parts of a running attempt, and when each of them acts."""
+
+    def __init__(self, config: RunConfig, place: RunPlace, world: World) -> None:
+        self.config, self.place, self.world = config, place, world
+        self.inputs = open_inputs(config, place.data)
+        self.identity = identity(config, self.inputs)
+        rules = param_rules(config.model)
+        self.model: MMDiT = build_model(config, rules, world)
+        self.optimizer = build_optimizer(self.model, rules, config.optimizer)
+        self.autocast = autocast(config, world)
+        self.checkpoints = Checkpointer(
+            place.folder / CHECKPOINTS, world, place.attempt, config.checkpoint.keep
+        )
+        self.validation = self._plan_validation()
+        self.samples = self._plan_samples()
+        self.events = (
+            EventLog(place.folder / EVENTS_FILE, place.attempt) if world.rank == 0 else None
+        )
+        peak, reason = peak_flops(world.device)
+        self.peak = f"{peak:.3g} FLOP/s a worker: {reason}"
+        self.meter = Meter(world, peak)
+
+    def run(self) -> None:
+        start = self._resume()
+        self._event(
+            "attempt",
+            world_size=self.world.size,
+            start_step=start,
+            attention=attention_for(self.world.device)[1],
+            peak=self.peak,
+        )
+        loader = Loader(
+            self.inputs.reader,
+            self.inputs.order,
+            rank=self.world.rank,
+            world=self.world.size,
+            start_step=start,
+            stop_step=self.config.steps,
+        )
+        log, every = self.config.log, self.config.checkpoint.every_steps
+        last: dict[str, float] = {}
+        with loader:
+            self.meter.restart()
+            waited_s = 0.0
+            for data in loader:
+                self._step(data)
+                done = data.step + 1
+                if self._due(done, log.every_steps, every, log.validate_every_steps):
+                    wait_s, waited_s = loader.wait_s - waited_s, loader.wait_s
+                    last |= self._report(done, wait_s)
+                if self._due(done, every):
+                    self._save(done)
+                if self._due(done, log.validate_every_steps):
+                    last |= self._validate(done)
+                if self._due(done, log.sample_every_steps):
+                    self._draw(done)
+        self.checkpoints.wait()
+        self._finish(last)
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        self.inputs.reader.close()
+        if self.events is not None:
+            self.events.close()
+
+    def _resume(self) -> int:
+        manifest = self.checkpoints.resume(self.model, self.optimizer)
+        if manifest is None:
+            return 0
+        check_same_run(manifest.run["identity"], self.identity, self.place.folder)
+        logger.info(
+            "resumed after step %d, saved by %d workers, now %d",
+            manifest.step,
+            manifest.world_size,
+            self.world.size,
+        )
+        return manifest.step
+
+    def _step(self, data: StepData) -> None:
+        config, step = self.config, data.step
+        packs = [
+            training_pack(
+                samples,
+                self.inputs.null_text,
+                config.flow,
+                config.model.patch,
+                seed=config.seed,
+                step=step,
+            ).to(self.world.device)
+            for samples in data.packs
+        ]
+        result = train_step(
+            self.model,
+            self.optimizer,
+            packs,
+            elements=self.inputs.elements(step),
+            lr=lr_at(step, config.steps, config.optimizer),
+            clip_norm=config.optimizer.clip_norm,
+            world=self.world,
+            autocast=self.autocast,
+        )
+        self.meter.add(
+            result,
+            clips=len(self.inputs.order.tokens(step)),
+            visual_tokens=self.inputs.visual_tokens(step),
+            flops=self.inputs.flops(step),
+        )
+
+    def _due(self, done: int, *every: int) -> bool:
+        return done == self.config.steps or any(done % steps == 0 for steps in every)
+
+    def _report(self, done: int, wait_s: float) -> dict[str, float]:
+        lr = lr_at(done - 1, self.config.steps, self.config.optimizer)
+        metrics = self.meter.report(done, self.model, lr=lr, wait_s=wait_s)
+        metrics["data/epoch"] = self.inputs.order.epoch_of(done)
+        if self.events is not None:
+            self.events.metrics(done, metrics)
+        return metrics
+
+    def _save(self, done: int) -> None:
+        run = {"config": to_dict(self.config), "identity": self.identity}
+        null_text = safetensors_bytes({"text": self.inputs.null_text})
+        self.checkpoints.save(done, self.model, self.optimizer, run, {NULL_TEXT: null_text})
+        self._event("save", step=done)
+        self.meter.restart()
+
+    def _validate(self, done: int) -> dict[str, float]:
+        losses = self.validation.loss(self.model, self.world, self.autocast)
+        metrics = {f"eval/loss_{kind}": loss for kind, loss in losses.items()}
+        if self.events is not None:
+            self.events.metrics(done, metrics)
+        self.meter.restart()
+        return metrics
+
+    def _draw(self, done: int) -> None:
+        if not self.samples.prompts:
+            return
+        drawn = self.samples.draw(self.model, self.config, self.world.device, self.autocast)
+        if self.events is not None:
+            for index, frames in enumerate(drawn):
+                stem = self.place.folder / "samples" / f"step-{done:08d}-{index}"
+                self.events.artifact(write_frames(frames, stem), "samples", done)
+        self.meter.restart()
+
+    def _finish(self, last: dict[str, float]) -> None:
+        if self.events is None:
+            return
+        summary = {
+            "status": "done",
+            "steps": self.config.steps,
+            "attempt": self.place.attempt,
+            "world_size": self.world.size,
+            **last,
+        }
+        write_json(self.place.folder / SUMMARY, summary)
+        self._event("done", steps=self.config.steps)
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        if self.events is not None:
+            self.events.event(kind, **fields)
+
+    def _plan_validation(self) -> Validation:
+        return plan_validation(
+            self.inputs.read(self.inputs.validation),
+            self.config.flow,
+            self.config.model,
+            self.config.data.pack_tokens,
+            levels=self.config.log.validation_levels,
+            seed=self.config.seed,
+        )
+
+    def _plan_samples(self) -> SampleSet:
+        chosen = sample_entries(self.inputs.validation, self.config.log.sample_clips)
+        codec = codec_for(self.inputs.info.codec, self.place.codec_weights)
+        return sample_set(self.inputs.read(chosen), self.inputs.null_text, codec, self.config.seed)
+
+
+def sample_entries(entries: list[Entry], count: int) -> list[Entry]:
+    """Clips whose captions are drawn: the longest videos first, then pictures, about half each."""
+    videos = sorted((e for e in entries if e.is_video), key=lambda e: (-e.latent_frames, e.id))
+    pictures = [e for e in entries if not e.is_video]
+    chosen = videos[: max(-(-count // 2), count - len(pictures))]
+    return chosen + pictures[: count - len(chosen)]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one piece: readers see the old file or the new one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(value, indent=1))
+    os.replace(part, path)

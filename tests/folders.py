@@ -1,0 +1,49 @@
+"""Data folders for tests: small latents whose content their text tells, in real shards."""
+
+from pathlib import Path
+
+import torch
+
+from scalewright.data.catalogue import Catalogue, DataInfo, NewClip
+from scalewright.data.codec import HaarCodec
+from scalewright.data.shards import ShardWriter, write_null_text
+from scalewright.data.text import ByteNgramEncoder
+
+WORDS = ("red", "green", "blue", "white", "dark", "grey")
+SHAPES = ((1, 4, 4), (1, 4, 6), (2, 4, 4), (3, 6, 4))
+
+
+def write_data_folder(folder: Path, clips: int = 48, seed: int = 0) -> Path:
+    """A folder of `clips` latents: a mean that depends on the caption's word, plus noise."""
+    generator = torch.Generator().manual_seed(seed)
+    encoder, codec = ByteNgramEncoder(), HaarCodec()
+    info = DataInfo(codec.fingerprint, codec.latent_channels, encoder.fingerprint, encoder.dim)
+    means = torch.randn(len(WORDS), codec.latent_channels, generator=generator)
+    catalogue = Catalogue.create(folder, info)
+    rows = []
+    with ShardWriter(folder) as writer:
+        for index in range(clips):
+            word, (T, H, W) = index % len(WORDS), SHAPES[index % len(SHAPES)]
+            noise = torch.randn(T, codec.latent_channels, H, W, generator=generator)
+            latent = means[word][None, :, None, None] + 0.3 * noise
+            caption = f"a {WORDS[word]} picture"
+            text = encoder.encode([caption])[0]
+            location = writer.add(f"{index:06d}", latent, text)
+            rows.append(
+                NewClip(
+                    source=f"{index}.png",
+                    split="validation" if index >= clips - 8 else "train",
+                    caption=caption,
+                    shard=location.shard,
+                    offset=location.offset,
+                    bytes=location.bytes,
+                    crc32c=location.crc32c,
+                    latent_frames=T,
+                    height=H,
+                    width=W,
+                    text_tokens=len(text),
+                )
+            )
+    catalogue.add(rows)
+    write_null_text(folder, encoder.encode([""])[0])
+    return folder

@@ -1,0 +1,194 @@
+"""The MMDiT: sizes, packing, rotary positions, attention."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from scalewright.errors import ConfigError
+from scalewright.model.mmdit import MMDiT
+from scalewright.model.mup import materialise, meta_model, param_rules
+from scalewright.model.packed import PackItem, pack, patchify, unpatchify
+from scalewright.model.rope import rotate, rotation
+from scalewright.model.shape import (
+    ClipTokens,
+    ModelConfig,
+    forward_flops,
+    memory_estimate,
+    parameter_table,
+    parameters,
+    visual_tokens,
+    width_ladder,
+)
+
+TINY = ModelConfig(
+    width=32, depth=2, head_dim=16, rope_axes=(4, 6, 6), time_dim=16, text_dim=8,
+    latent_channels=4, time_freq_dim=32, mup_base_width=16,
+)  # fmt: skip
+KANDINSKY = ModelConfig(
+    width=3072, depth=42, head_dim=64, rope_axes=(16, 24, 24), time_freq_dim=3072, time_dim=512,
+    text_dim=4096, latent_channels=16, qk_norm="layer",
+)  # fmt: skip
+
+
+def awake(config: ModelConfig, dtype: torch.dtype = torch.float64) -> MMDiT:
+    """A model whose zero-initialised parts have been given values, so that everything acts."""
+    model = meta_model(config)
+    materialise(model, param_rules(config), seed=0, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.to(dtype)
+
+
+def item(index: int, config: ModelConfig = TINY) -> PackItem:
+    generator = torch.Generator().manual_seed(100 + index)
+    T, H, W = ((1, 4, 4), (2, 4, 6), (3, 2, 4))[index % 3]
+    latent = torch.randn(T, config.latent_channels, H, W, generator=generator, dtype=torch.float64)
+    text = torch.randn(1 + index % 4, config.text_dim, generator=generator, dtype=torch.float64)
+    return PackItem(latent, text, 0.1 + 0.2 * (index % 4))
+
+
+def test_kandinsky_has_exactly_its_parameters() -> None:
+    assert parameters(KANDINSKY) == 5_570_276_928
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TINY, replace(TINY, qk_norm="layer"), replace(TINY, norm_affine=False, ff_mult=3)],
+)
+def test_parameter_table_is_the_module(config: ModelConfig) -> None:
+    module = {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
+    assert module == parameter_table(config)
+
+
+@pytest.mark.parametrize("clips", [(0,), (1, 2), (0, 1, 2, 3)])
+def test_flops_are_those_that_torch_counts(clips: tuple[int, ...]) -> None:
+    model, items = awake(TINY), [item(index) for index in clips]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(pack(items, TINY.patch))
+    expected = sum(
+        forward_flops(TINY, ClipTokens(len(patchify(i.latent, TINY.patch)), len(i.text)))
+        for i in items
+    )
+    assert counter.get_total_flops() == expected
+
+
+def test_packed_equals_one_by_one() -> None:
+    model, items = awake(TINY), [item(index) for index in range(5)]
+    together = model(pack(items, TINY.patch))
+    alone = torch.cat([model(pack([single], TINY.patch)) for single in items])
+    assert (together - alone).abs().max() <= 1e-12
+    together.square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    for single in items:
+        model(pack([single], TINY.patch)).square().sum().backward()
+    for packed, (name, parameter) in zip(gradients, model.named_parameters(), strict=True):
+        assert parameter.grad is not None
+        scale = packed.abs().max().clamp(min=1)
+        assert (packed - parameter.grad).abs().max() / scale <= 1e-12, name
+
+
+def test_a_clip_does_not_see_its_neighbours() -> None:
+    model, items = awake(TINY), [item(index) for index in range(3)]
+    before = model(pack(items, TINY.patch))
+    changed = [replace(items[0], latent=items[0].latent + 1, text=items[0].text * 2), *items[1:]]
+    after = model(pack(changed, TINY.patch))
+    first = len(patchify(items[0].latent, TINY.patch))
+    assert torch.equal(before[first:], after[first:])
+    assert not torch.equal(before[:first], after[:first])
+
+
+def test_text_and_noise_level_and_place_matter() -> None:
+    model, one = awake(TINY), item(1)
+    base = model(pack([one], TINY.patch))
+    flipped = replace(one, latent=one.latent.flip(-1))
+    mirrored = unpatchify(model(pack([flipped], TINY.patch)), (2, 4, 4, 6), TINY.patch).flip(-1)
+    others = [
+        model(pack([replace(one, text=one.text * 2)], TINY.patch)),
+        model(pack([replace(one, noise_level=0.9)], TINY.patch)),
+        patchify(mirrored, TINY.patch),
+    ]
+    assert all((base - other).abs().max() > 1e-4 for other in others)
+
+
+def test_recomputation_changes_nothing() -> None:
+    plain = awake(TINY)
+    saving = MMDiT(TINY, activation_checkpointing=True).double()
+    saving.load_state_dict(plain.state_dict())
+    batch = pack([item(0), item(1)], TINY.patch)
+    for model in (plain, saving):
+        model(batch).square().sum().backward()
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
+
+
+@given(
+    st.tuples(*(st.integers(1, 3) for _ in range(4))),
+    st.tuples(*(st.integers(1, 2) for _ in range(3))),
+)
+@settings(max_examples=30, deadline=None)
+def test_unpatchify_inverts_patchify(
+    counts: tuple[int, int, int, int], patch: tuple[int, int, int]
+) -> None:
+    t, h, w, C = counts
+    latent = torch.randn(t * patch[0], C, h * patch[1], w * patch[2])
+    tokens = patchify(latent, patch)
+    assert torch.equal(unpatchify(tokens, tuple(latent.shape), patch), latent)
+
+
+def test_rotation_depends_on_distance_only() -> None:
+    q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
+    scores = []
+    for shift in (0, 5):
+        places = torch.tensor([[1, 2, 3], [4, 1, 2]]) + shift
+        cosine, sine = rotation(places, (4, 6, 6), 1e4)
+        turned_q, turned_k = (
+            rotate(x, cosine[i : i + 1], sine[i : i + 1]) for i, x in enumerate((q, k))
+        )
+        scores.append((turned_q * turned_k).sum().item())
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert torch.equal(rotate(q, torch.ones(1, 8), torch.zeros(1, 8)), q)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 40}, "not a multiple of model.head_dim = 16; use 32 or 48"),
+        ({"rope_axes": (4, 6, 8)}, "sum to model.head_dim = 16"),
+        ({"rope_axes": (3, 7, 6)}, "must be even"),
+        ({"depth": 0}, r"model.depth = 0; it must be at least 1"),
+    ],
+)
+def test_impossible_sizes_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(TINY, **change)
+
+
+def test_latent_must_divide_by_the_patch() -> None:
+    assert visual_tokens(TINY, 3, 4, 6) == 18
+    with pytest.raises(ConfigError, match="latent width = 5 does not divide by the patch size 2"):
+        visual_tokens(TINY, 1, 4, 5)
+
+
+def test_memory_shrinks_with_workers_and_recomputation() -> None:
+    def total(workers: int, recompute: bool) -> int:
+        return memory_estimate(
+            KANDINSKY, workers=workers, pack_tokens=40_000, compute_bytes=2,
+            activation_checkpointing=recompute,
+        ).total_bytes  # fmt: skip
+
+    assert total(8, True) < total(8, False)
+    assert total(64, True) < total(8, True)
+    # 5.57B parameters, fp32 weights, gradients and two moments.
+    assert total(1, True) > 16 * 5_570_276_928
+
+
+def test_ladder_goes_by_heads() -> None:
+    assert [size.width for size in width_ladder(TINY, 70)] == [16, 32, 48, 64]
