@@ -95,7 +95,7 @@ class Loader:
                 lambda: self._error or self._closed or self._is_ready(self._step)
             )
             self.wait_s += time.perf_counter() - begin
-            if self._error:
+            if self._error is not None:
                 raise self._error
             if self._closed:
                 raise RuntimeError("the loader is closed; make a new one from the step to go on at")
