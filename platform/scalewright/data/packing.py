@@ -20,6 +20,7 @@ from scalewright.model.shape import ClipTokens
 # pack: 76%) while a clip waits for a few packs only, so the order stays a shuffle.
 WINDOW = 64
 CACHED_EPOCHS = 2
+SHUFFLE_STREAM = 0x7061636B  # "pack"
 
 Pack = tuple[int, ...]  # indices of clips
 
@@ -188,8 +189,11 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     """A shuffle of range(count) keyed by (seed, epoch).
 
     Built from raw bits, which NumPy keeps stable over versions, unlike `Generator.permutation`.
+    `SeedSequence([0, 0])` would be the stream of `default_rng(0)`: a folder whose lengths were
+    drawn with that seed came out with all pictures first, hence the stream of our own.
     """
-    bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(count)
+    key = np.random.SeedSequence(seed, spawn_key=(SHUFFLE_STREAM, epoch))
+    bits = np.random.PCG64(key).random_raw(count)
     return np.argsort(bits, kind="stable").tolist()
 
 
