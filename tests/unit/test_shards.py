@@ -159,6 +159,18 @@ def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
     ShardReader(tmp_path).read(entry_of(location, *tensors(0)))
 
 
+def test_a_second_writer_between_two_shards_overwrites_nothing(tmp_path: Path) -> None:
+    first, second = ShardWriter(tmp_path), ShardWriter(tmp_path)
+    with first:
+        location = first.add("one", *tensors(0))
+        with pytest.raises(DataError, match="another process"):
+            second.add("two", *tensors(1))
+    with pytest.raises(DataError, match="another process"):
+        second.add("two", *tensors(1))
+    ShardReader(tmp_path).read(entry_of(location, *tensors(0)))
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["000000.tar"]
+
+
 def test_half_a_shard_left_behind_is_removed(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "000000.tar.part").write_bytes(b"half a header")

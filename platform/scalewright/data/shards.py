@@ -241,8 +241,15 @@ def _member(name: str, data: bytes) -> bytes:
 
 
 def _open_part(path: Path) -> BinaryIO:
-    file = path.open("xb")
+    sealed = path.with_suffix("")
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        raise _busy(path) from None
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if sealed.exists():
+        path.unlink()
+        raise _busy(sealed)
     return file
 
 
@@ -253,11 +260,15 @@ def _remove_parts(folder: Path) -> None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise DataError(
-                    f"{part}: another process is writing this folder; let it end, or prepare "
-                    "into another folder"
-                ) from None
+                raise _busy(part) from None
             part.unlink()
+
+
+def _busy(path: Path) -> DataError:
+    return DataError(
+        f"{path}: another process is writing this folder; let it end, or prepare into another "
+        "folder"
+    )
 
 
 def _sync(file: BinaryIO) -> None:
