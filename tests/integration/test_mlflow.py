@@ -1,0 +1,419 @@
+"""Tracking against real MLflow stores: SQLite files, a silent server, and a real server."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from scalewright.events import Event, EventLog, Metrics
+from scalewright.progress import load_progress
+from scalewright.track import Forwarder, absolute_uri, forward, main
+
+PLATFORM = Path(__file__).parents[2] / "platform"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")  # to see what is littered there
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: to create one takes seconds."""
+    root = tmp_path_factory.mktemp("store")
+    MlflowClient(absolute_uri(None, root))
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def root(tmp_path: Path, empty_store: Path) -> Path:
+    """A folder of runs with its own database."""
+    folder = tmp_path / "runs of us"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
+
+
+def forwarder(run_dir: Path, uri: str | None = None, **changes: Any) -> Forwarder:
+    settings: dict[str, Any] = {"experiment": "demo", "run_name": run_dir.name, "params": {}}
+    settings |= {"tags": {}, "poll_s": 0.02} | changes
+    return Forwarder(run_dir, uri, **settings)
+
+
+def log(run_dir: Path, attempt: int = 0) -> EventLog:
+    return EventLog(run_dir / "events.jsonl", attempt)
+
+
+def client(root: Path) -> MlflowClient:
+    return MlflowClient(absolute_uri(None, root))
+
+
+def runs(root: Path) -> list[Run]:
+    experiments = [experiment.experiment_id for experiment in client(root).search_experiments()]
+    return list(client(root).search_runs(experiments))
+
+
+def history(root: Path, name: str) -> list[tuple[int, float]]:
+    (run,) = runs(root)
+    points = client(root).get_metric_history(run.info.run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited a minute in vain"
+        threading.Event().wait(0.01)
+
+
+def test_everything_arrives(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run_dir = root / "a"
+    events = log(run_dir)
+    (run_dir / "config.toml").write_text("steps = 3")
+    (run_dir / "sample.txt").write_text("a sample")
+    (run_dir / "report").mkdir()
+    (run_dir / "report" / "index.html").write_text("<p>")
+    shown: list[Event] = []
+    params = {"model": {"width": 64}, "caption": "x" * 7000}
+    with forwarder(
+        run_dir,
+        params=params,
+        tags={"law": "abc"},
+        artifacts=[run_dir / "config.toml"],
+        on_events=shown.extend,
+    ):
+        for step in range(1200):
+            events.metrics(step, {"loss/train": 1 / (step + 1), "perf/step_s": float(step)})
+        events.metrics(5000, {"loss/validation": float("nan")})
+        events.artifact(run_dir / "sample.txt", "samples", step=5)
+        events.artifact(run_dir / "report", "report")
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "a"
+    assert run.data.params["model.width"] == "64"
+    assert len(run.data.params["caption"]) <= 6000
+    assert (run.data.tags["law"], run.data.tags["attempt"]) == ("abc", "0")
+    assert history(root, "loss/train") == [(step, 1 / (step + 1)) for step in range(1200)]
+    assert history(root, "perf/step_s") == [(step, float(step)) for step in range(1200)]
+    ((step, loss),) = history(root, "loss/validation")
+    assert step == 5000
+    assert loss != loss
+    kept = root / "mlartifacts" / run.info.run_id / "artifacts"
+    assert (kept / "config.toml").read_text() == "steps = 3"
+    assert (kept / "samples" / "step-00000005" / "sample.txt").read_text() == "a sample"
+    assert (kept / "report" / "index.html").read_text() == "<p>"
+    assert [event.step for event in shown if isinstance(event, Metrics)] == [*range(1200), 5000]
+    assert os.listdir() == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_second_driver_goes_on_with_the_same_run_and_no_step_twice(root: Path) -> None:
+    run_dir = root / "a"
+    with forwarder(run_dir, params={"lr": 1.0, "seed": 0}) as first:
+        events = log(run_dir)
+        for step in range(30):
+            events.metrics(step, {"loss/train": 100.0 + step})
+    shown: list[Event] = []
+    with forwarder(run_dir, params={"lr": 2.0, "seed": 0}, on_events=shown.extend) as second:
+        events = log(run_dir, attempt=1)
+        events.event("attempt", resume_step=20)
+        for step in range(20, 50):
+            events.metrics(step, {"loss/train": 200.0 + step, "eval/fid": 1.0})
+        wait_until(lambda: second.run_id and runs(root)[0].info.status == "RUNNING")
+    assert first.run_id == second.run_id
+    assert [step for step, _ in history(root, "loss/train")] == list(range(50))
+    assert history(root, "loss/train")[29:31] == [(29, 129.0), (30, 230.0)]
+    assert [step for step, _ in history(root, "eval/fid")] == list(range(20, 50))
+    (run,) = runs(root)
+    assert (run.info.status, run.data.tags["attempt"]) == ("FINISHED", "1")
+    assert (run.data.params["lr"], run.data.tags["changed.lr"]) == ("1.0", "2.0")
+    assert "changed.seed" not in run.data.tags
+    assert len(shown) == 31
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_the_final_status_is_true(root: Path, error: type[BaseException], status: str) -> None:
+    log(root / "a").metrics(0, {"loss/train": 1.0})
+    with pytest.raises(error), forwarder(root / "a"):
+        raise error
+    (run,) = runs(root)
+    assert run.info.status == status
+    assert history(root, "loss/train") == [(0, 1.0)]
+
+
+def test_lines_sent_but_not_noted_are_harmless(root: Path) -> None:
+    """A driver killed between sending and keeping its progress sends the same lines again."""
+    run_dir = root / "a"
+    with forwarder(run_dir):
+        for step in range(2000):
+            log(run_dir).metrics(step, {"loss/train": float("nan") if step % 3 else 1.0})
+    kept = json.loads((run_dir / "track.json").read_text())
+    kept |= {"offset": 0, "highest_step": {}}
+    (run_dir / "track.json").write_text(json.dumps(kept))
+    assert forward(run_dir).complete
+    assert [step for step, _ in history(root, "loss/train")] == list(range(2000))
+
+
+DRIVER = """
+import sys, threading
+from pathlib import Path
+from scalewright.events import EventLog
+from scalewright.track import Forwarder
+run_dir, steps = Path(sys.argv[1]), int(sys.argv[2])
+forwarder = Forwarder(run_dir, None, "demo", run_dir.name, {"lr": 1}, {}, poll_s=0.02)
+forwarder.start()
+log, step = EventLog(run_dir / "events.jsonl", attempt=0), 0
+while step != steps:  # for ever when steps < 0, until it is killed
+    log.metrics(step, {"loss/train": float(step)})
+    step += 1
+    if steps < 0:
+        threading.Event().wait(0.001)
+forwarder.finish("FINISHED", timeout_s=200)
+if "mlflow" not in sys.modules:
+    sys.exit("the forwarder did not use MLflow")
+from mlflow.telemetry.client import get_telemetry_client
+if get_telemetry_client() is not None:
+    sys.exit("MLflow sends telemetry")
+"""
+
+
+def driver(run_dir: Path, steps: int) -> subprocess.Popen[str]:
+    """A driver in a process of its own, whose environment tells nothing of tests or CI."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(run_dir), str(steps)],
+        env={**environment, "PYTHONPATH": str(PLATFORM)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_killed_driver_is_taken_over(root: Path) -> None:
+    run_dir = root / "a"
+    process = driver(run_dir, steps=-1)
+    wait_until(lambda: (kept := load_progress(run_dir)) and kept.offset > 0)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (dead,) = runs(root)
+    assert dead.info.status == "RUNNING"
+    with forwarder(run_dir) as successor:
+        for step in range(100_000, 100_010):
+            log(run_dir, attempt=1).metrics(step, {"loss/train": float(step)})
+    assert successor.run_id == dead.info.run_id
+    assert runs(root)[0].info.status == "FINISHED"
+    written = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert [step for step, _ in history(root, "loss/train")] == [line["step"] for line in written]
+
+
+@pytest.mark.slow
+def test_drivers_started_together_create_one_database_in_silence(tmp_path: Path) -> None:
+    runs_root = tmp_path / "fresh"
+    drivers = [driver(runs_root / f"run-{index}", steps=5) for index in range(2)]
+    told = [process.communicate()[0] for process in drivers]
+    assert told == ["", ""]
+    assert [process.returncode for process in drivers] == [0, 0]
+    assert sorted(run.info.run_name for run in runs(runs_root)) == ["run-0", "run-1"]
+    assert [run.info.status for run in runs(runs_root)] == ["FINISHED"] * 2
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connections = []
+
+        def accept() -> None:
+            try:
+                while True:
+                    connections.append(server.accept()[0])
+            except OSError:
+                return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in connections:
+            connection.close()
+
+
+def test_a_silent_server_holds_up_nothing_and_all_is_sent_later(
+    root: Path, silent_server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = root / "a"
+    shown: list[Event] = []
+    begin_s = time.monotonic()
+    tracking = forwarder(run_dir, silent_server, on_events=shown.extend)
+    tracking.start()
+    for step in range(10):
+        log(run_dir).metrics(step, {"loss/train": float(step)})
+    wait_until(lambda: len(shown) == 10)
+    with caplog.at_level(logging.WARNING, logger="scalewright"):
+        delivery = tracking.finish("FAILED", timeout_s=1.0)
+    assert time.monotonic() - begin_s < 10  # MLflow's own settings wait for minutes
+    assert tracking.run_id is None
+    assert not delivery.complete
+    for part in (silent_server, "10 lines", "status FAILED", f"scalewright.track {run_dir}"):
+        assert part in delivery.message
+    assert [record.getMessage() for record in caplog.records] == [delivery.message]
+    assert main([str(run_dir), "--uri", absolute_uri(None, root)]) == 0
+    assert history(root, "loss/train") == [(step, float(step)) for step in range(10)]
+    assert runs(root)[0].info.status == "FAILED"
+
+
+def test_a_store_that_comes_back_gets_everything(root: Path) -> None:
+    (root / "mlflow.db").rename(root / "away.db")
+    (root / "mlflow.db").mkdir()  # no database can be opened here
+    tracking = forwarder(root / "a")
+    tracking.start()
+    events = log(root / "a")
+    events.metrics(0, {"loss/train": 0.0})
+    wait_until(lambda: tracking._pause.failures)
+    (root / "mlflow.db").rmdir()
+    (root / "away.db").rename(root / "mlflow.db")
+    events.metrics(1, {"loss/train": 1.0})
+    assert tracking.finish("FINISHED").complete
+    assert history(root, "loss/train") == [(0, 0.0), (1, 1.0)]
+
+
+def test_artifacts_that_fail_hold_up_neither_metrics_nor_status(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = root / "a"
+    (root / "mlartifacts").write_text("a file where a folder should be")
+    tracking = forwarder(run_dir)
+    tracking.start()
+    events = log(run_dir)
+    events.artifact(run_dir / "events.jsonl", "logs")
+    events.artifact(run_dir / "not-there.png", "samples")
+    wait_until(lambda: tracking._upload_pause.failures)
+    events.metrics(0, {"loss/train": 0.0})
+    delivery = tracking.finish("FINISHED", timeout_s=2.0)
+    assert not delivery.complete
+    assert "events.jsonl" in delivery.message
+    assert "not-there.png (no such file)" in delivery.message
+    assert "lines of" not in delivery.message
+    assert "status" not in delivery.message
+    assert runs(root)[0].info.status == "FINISHED"
+    assert history(root, "loss/train") == [(0, 0.0)]
+    ended_ms = runs(root)[0].info.end_time
+    (root / "mlartifacts").unlink()
+    (run_dir / "not-there.png").touch()
+    assert main([str(run_dir)]) == 0
+    assert (root / "mlartifacts" / runs(root)[0].info.run_id / "artifacts/logs").is_dir()
+    assert runs(root)[0].info.end_time == ended_ms
+
+
+def test_a_request_that_timed_out_does_not_leave_a_second_run(root: Path) -> None:
+    """The server made the run twice, and neither answer arrived."""
+    run_dir = root / "a"
+    tracking = forwarder(run_dir)
+    experiment = client(root).create_experiment("demo", str(root / "mlartifacts"))
+    for _ in range(2):
+        client(root).create_run(experiment, tags={"scalewright.run_key": tracking._progress.key})
+    with tracking:
+        log(run_dir).metrics(0, {"loss/train": 0.0})
+    assert history(root, "loss/train") == [(0, 0.0)]
+    assert runs(root)[0].info.status == "FINISHED"
+
+
+def test_a_run_deleted_in_mlflow_is_told_with_the_way_out(root: Path) -> None:
+    with forwarder(root / "a") as first:
+        log(root / "a").metrics(0, {"loss/train": 0.0})
+    client(root).delete_run(str(first.run_id))
+    second = forwarder(root / "a")
+    second.start()
+    delivery = second.finish("FINISHED", timeout_s=1.0)
+    assert "was deleted; restore it, or remove" in delivery.message
+    (root / "a" / "track.json").unlink()
+    with forwarder(root / "a"):
+        pass
+    assert history(root, "loss/train") == [(0, 0.0)]
+
+
+def test_broken_lines_are_told(root: Path) -> None:
+    tracking = forwarder(root / "a")
+    tracking.start()
+    events = log(root / "a")
+    events.metrics(0, {"loss/train": 0.0})
+    with (root / "a" / "events.jsonl").open("a") as file:
+        file.write("{broken}\n")
+    events.metrics(1, {"loss/train": 1.0})
+    delivery = tracking.finish("FINISHED")
+    assert delivery.complete
+    assert "1 unreadable lines, the first at byte" in delivery.message
+    assert history(root, "loss/train") == [(0, 0.0), (1, 1.0)]
+
+
+def test_on_events_that_raises_stops_neither_itself_nor_the_tracking(root: Path) -> None:
+    shown: list[int] = []
+
+    def show(events: Any) -> None:
+        shown.extend(event.step for event in events)
+        if shown == [0]:
+            raise RuntimeError("the terminal is gone")
+
+    with forwarder(root / "a", on_events=show):
+        events = log(root / "a")
+        events.metrics(0, {"loss/train": 0.0})
+        wait_until(lambda: shown)
+        events.metrics(1, {"loss/train": 1.0})
+    assert shown == [0, 1]
+    assert [step for step, _ in history(root, "loss/train")] == [0, 1]
+
+
+def test_a_folder_that_was_never_tracked_cannot_be_forwarded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "no track.json here; give the folder of a run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_server_that_starts_late_gets_everything(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    run_dir = tmp_path / "a"
+    tracking = forwarder(run_dir, uri, params={"lr": 1})
+    tracking.start()
+    events = log(run_dir)
+    events.metrics(0, {"loss/train": 0.0, "loss/validation": float("nan")})
+    events.artifact(run_dir / "events.jsonl", "logs")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    store = ["--backend-store-uri", absolute_uri(None, tmp_path), "--workers", "1"]
+    artifacts = ["--artifacts-destination", str(tmp_path / "served")]
+    wait_until(lambda: tracking._pause.failures)
+    assert caplog.records == []  # one short outage is not worth a line, nor is every try
+    with subprocess.Popen([*command, *store, *artifacts], start_new_session=True) as server:
+        try:
+            wait_until(lambda: tracking.run_id)
+            events.metrics(1, {"loss/train": 1.0})
+            assert tracking.finish("FINISHED").complete
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+    assert history(tmp_path, "loss/train") == [(0, 0.0), (1, 1.0)]
+    (run,) = runs(tmp_path)
+    assert (run.info.status, run.data.params["lr"]) == ("FINISHED", "1")
+    assert tracking.run_url_hint.endswith(f"/runs/{run.info.run_id}")
+    assert list((tmp_path / "served").rglob("events.jsonl"))
