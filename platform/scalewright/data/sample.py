@@ -1,0 +1,37 @@
+"""What a clip is: its entry in the catalogue, and its latent and text once in RAM."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of a clip without reading it; packs are planned from entries alone.
+
+    `latent_frames, height, width` are those of the latent; `offset` and `bytes` locate the
+    safetensors member inside its tar shard; `crc32c` is the checksum of those bytes.
+    """
+
+    id: int
+    shard: str
+    offset: int
+    bytes: int
+    crc32c: int
+    latent_frames: int
+    height: int
+    width: int
+    text_tokens: int
+
+    @property
+    def is_video(self) -> bool:
+        return self.latent_frames > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A clip in RAM. `id` is the catalogue's, and the key of everything random about it."""
+
+    id: int
+    latent: Tensor  # (T, C, H, W)
+    text: Tensor  # (S, text_dim), S >= 1
