@@ -7,7 +7,7 @@ import pytest
 from unit.planner.synthetic import Truth, platform_sweep, record, write_sweep
 
 from planner.hyper import NEXT_DIVERGED, Cell, LearningRateLaw, cells, fit_learning_rate
-from planner.laws import NotFitted
+from planner.laws import NotFitted, fit_log_linear
 from planner.records import read_sweep
 
 RATES = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
@@ -68,6 +68,12 @@ def test_divergence_bounds_the_optimum_from_above(tmp_path: Path) -> None:
     assert (cell.lr_low, cell.lr_high) == (8e-3, 3.2e-2)
 
 
+def test_divergence_below_the_optimum_is_no_bound(tmp_path: Path) -> None:
+    cell = cell_of(tmp_path, {5e-4: math.inf, **bowl(1.0)})
+    assert cell.verdict == "edge: highest learning rate is best"
+    assert cell.lr_high is None
+
+
 def test_a_loss_far_above_the_best_counts_as_diverged(tmp_path: Path) -> None:
     cell = cell_of(tmp_path, {5e-4: 0.97, 1e-3: 0.95, 2e-3: 0.9, 4e-3: 1.5})
     assert cell.verdict == NEXT_DIVERGED
@@ -119,6 +125,22 @@ def test_noise_stays_within_the_interval(tmp_path: Path) -> None:
     assert seen.high is not None
     assert seen.low < truth.lr(2e6, 1e6) < seen.high
     assert seen.high / seen.low < 1.5
+
+
+def test_optima_of_flat_cells_count_for_less(tmp_path: Path) -> None:
+    truth = Truth(noise=1e-3)
+    rows = platform_sweep(truth)
+    off = [r for r in rows if r["width"] == 256 and r["budget_flops"] == 1e12]
+    for row in off:
+        if row["loss"] is not None:
+            row["loss"] = 0.65 * (1 + 1e-4 * math.log(row["lr_peak"] / 9e-3) ** 2)
+    law = fitted(tmp_path, rows)
+    optima = [c for c in cells(read_sweep(tmp_path)) if c.interior]
+    rates = [c.lr for c in optima if c.lr is not None]
+    columns = {"N": [c.block_params for c in optima], "D": [c.tokens for c in optima]}
+    unweighted = fit_log_linear(rates, columns)
+    error = abs(math.log(law.law.value(N=2e6, D=1e6) / truth.lr(2e6, 1e6)))
+    assert error < 0.5 * abs(math.log(unweighted.value(N=2e6, D=1e6) / truth.lr(2e6, 1e6)))
 
 
 def test_censored_cells_do_not_bend_the_law(tmp_path: Path) -> None:

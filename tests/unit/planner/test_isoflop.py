@@ -29,6 +29,9 @@ def test_the_exponents_of_the_known_law_are_found(tmp_path: Path, a: float, b: f
     assert found.size.exponent("C").value == pytest.approx(b / (a + b), abs=2e-3)
     assert found.tokens.exponent("C").value == pytest.approx(a / (a + b), abs=2e-3)
     assert found.size.value(C=1e13) == pytest.approx(truth.best_size(1e13), rel=0.05)
+    assert found.tokens.value(C=1e11) == pytest.approx(
+        1e11 / 6 / found.size.value(C=1e11), rel=1e-3
+    )
     assert isinstance(found.loss_floor, FloorLaw)
     assert found.loss_floor.floor == pytest.approx(truth.E, rel=0.02)
     assert found.loss_floor.exponent_value == pytest.approx(a * b / (a + b), rel=0.02)

@@ -106,7 +106,8 @@ def test_floor_law_finds_the_law_that_made_the_losses(E: float, p: float, rise: 
     assert law.predict(1e22).value == pytest.approx(E + k * 1e22**-p, rel=1e-3)
 
 
-def test_floor_law_interval_covers_the_next_loss() -> None:
+@pytest.mark.parametrize("target", [3e19, 1e22])
+def test_floor_law_interval_covers_the_next_loss(target: float) -> None:
     rng = np.random.default_rng(1)
     trials, hits = 300, 0
     budgets = np.geomspace(1e18, 1e21, 8)
@@ -114,8 +115,8 @@ def test_floor_law_interval_covers_the_next_loss() -> None:
         noise = np.exp(2e-3 * rng.standard_normal(9))
         law = fit_floor_law(list(budgets), list((1.8 + 60 * budgets**-0.1) * noise[:8]))
         if isinstance(law, FloorLaw):
-            seen = law.predict(1e22)
-            hits += seen.low < (1.8 + 60 * 1e22**-0.1) * noise[8] < seen.high
+            seen = law.predict(target)
+            hits += seen.low < (1.8 + 60 * target**-0.1) * noise[8] < seen.high
         else:
             trials -= 1
     assert trials > 250

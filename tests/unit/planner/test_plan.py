@@ -102,6 +102,14 @@ def test_plan_toml_is_the_base_with_five_changes_and_a_table_of_its_own(tmp_path
     assert provenance["batch_tokens"]["unknown"] == "the sweep holds one batch size"
 
 
+def test_a_plan_leaves_the_base_as_it_was(tmp_path: Path) -> None:
+    fitted = fit(tmp_path)
+    first, second = planned(fitted, 1e13), planned(fitted, 1e14)
+    assert first.config["model"]["width"] < second.config["model"]["width"]
+    assert fitted.base is not None
+    assert fitted.base.tables == settings()["base"]
+
+
 def test_intervals_without_a_degree_of_freedom_say_so(tmp_path: Path) -> None:
     plan = planned(fit(tmp_path, platform_sweep(Truth(), budgets=(3e10, 3e11))), 1e12)
     for name in ("width", "steps", "tokens", "loss"):
