@@ -57,7 +57,6 @@ Examples:
     help="Folder of weights of a codec that needs them, for sample videos.",
 )
 @click.option("--worker-logs", is_flag=True, help="Show what the workers print.")
-@click.option("--worker-logs", is_flag=True, help="Show what the workers print.")
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it costs; no start.")
 @click.option("--json", "as_json", is_flag=True, help="Print the dry run as one JSON object.")
 def main(

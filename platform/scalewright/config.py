@@ -39,16 +39,23 @@ def merge(config: Config, changes: Mapping[str, Any], where: str) -> Config:
 
 
 def assign(config: Config, assignments: Sequence[str]) -> Config:
-    """Apply command-line assignments such as `model.width=256`; values are TOML, else plain text."""
+    """Apply command-line assignments such as `model.width=256`; values are TOML, else plain text.
+
+    All are applied at once, so that settings which must fit each other may come in any order.
+    """
+    changes: dict[str, Any] = {}
     for text in assignments:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise ConfigError(f"{text!r}: expected key=value, for example optimizer.lr_peak=3e-3")
-        nested: Any = _toml_value(value)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        config = merge(config, nested, where="command line")
-    return config
+        *tables, name = key.split(".")
+        table = changes
+        for part in tables:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{text!r}: {part} was given a value before")
+        table[name] = _toml_value(value)
+    return merge(config, changes, where="command line")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,6 +31,9 @@ from scalewright.train.parallel import World
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+
+# Saving from a single process is what is asked for there (no_dist), not a mistake to warn about.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,22 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from folders import write_data_folder
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data folder of 48 small clips; tests only read it."""
+    return write_data_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real clips and sweeps, which only some machines have."""
+    folder = os.environ.get("SCALEWRIGHT_TEST_DATA")
+    if not folder:
+        pytest.skip("SCALEWRIGHT_TEST_DATA is not set: no real clips and sweeps on this machine")
+    return Path(folder)

@@ -1,0 +1,146 @@
+"""Training in real processes: the same numbers at every world size and after every resume."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import CPU, run_ranks, small, train_on
+from torch.distributed.tensor import DTensor
+
+from scalewright.errors import ConfigError, DivergedError
+from scalewright.events import EVENTS_FILE, Metrics, read_events
+from scalewright.model.mup import meta_model, param_rules
+from scalewright.train.checkpoint import committed, load_weights, newest_verified
+from scalewright.train.parallel import build_model, current_world
+from scalewright.train.worker import CHECKPOINTS, SUMMARY
+
+Run = Callable[[int], Path]
+
+
+@pytest.fixture(scope="module")
+def run_on(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The whole run of `small()` on so many ranks (0: no process group), made once each."""
+    made: dict[int, Path] = {}
+
+    def run(world: int) -> Path:
+        if world not in made:
+            folder = tmp_path_factory.mktemp(f"world{world}")
+            made[world] = train_on(world, small(), folder, data_folder)
+        return made[world]
+
+    return run
+
+
+def series(folder: Path, name: str) -> list[float]:
+    events, _ = read_events(folder / EVENTS_FILE, 0, max_bytes=1 << 24)
+    return [e.values[name] for e in events if isinstance(e, Metrics) and name in e.values]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    model = meta_model(small().model).to_empty(device=CPU)
+    load_weights(checkpoint, model)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return weights(committed(folder / CHECKPOINTS)[0])
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_world_size_gives_the_same_losses(run_on: Run, world: int) -> None:
+    alone, shared = run_on(0), run_on(world)
+    for name in ("loss/train", "grad/norm", "eval/loss_picture", "eval/loss_video"):
+        assert series(shared, name) == pytest.approx(series(alone, name), abs=1e-5), name
+    # Looser: Adam divides by tiny moments, which turns rounding of a tiny gradient into a step.
+    assert difference(last_weights(alone), last_weights(shared)) <= 1e-4
+
+
+def save_initial_weights(rank: int, folder: Path) -> None:
+    config = small()
+    model = build_model(config, param_rules(config.model), current_world(CPU))
+    whole = {}
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        whole[name] = parameter.full_tensor().detach()
+    if rank == 0:
+        torch.save(whole, folder / f"{current_world(CPU).size}.pt")
+
+
+def test_initial_weights_are_bitwise_equal_at_every_world_size(tmp_path: Path) -> None:
+    for world in (1, 2, 3):
+        run_ranks(world, save_initial_weights, tmp_path)
+    one, two, three = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2, 3))
+    assert difference(one, two) == difference(one, three) == 0
+    assert any(value.std() > 0 for value in one.values())
+
+
+@pytest.mark.parametrize(("world", "limit"), [(2, 0.0), (1, 1e-5)])
+def test_resume_equals_the_uninterrupted_run(
+    run_on: Run, data_folder: Path, tmp_path: Path, world: int, limit: float
+) -> None:
+    whole = run_on(2)
+    shutil.copytree(whole / CHECKPOINTS / "step-00000004", tmp_path / CHECKPOINTS / "step-00000004")
+    resumed = train_on(world, small(), tmp_path, data_folder, attempt=2)
+    assert difference(last_weights(whole), last_weights(resumed)) <= limit
+    assert series(resumed, "loss/train") == pytest.approx(
+        series(whole, "loss/train")[2:], abs=limit
+    )
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    run_on: Run, data_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run_on(0)
+    shutil.copytree(whole / CHECKPOINTS, tmp_path / CHECKPOINTS)
+    newest, older = committed(tmp_path / CHECKPOINTS)[:2]
+    shard = newest / "__0_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    found = newest_verified(tmp_path / CHECKPOINTS)
+    assert found is not None
+    assert found[0] == older
+    assert "damaged" in caplog.text
+    (older / "manifest.json").unlink()
+    train_on(0, small(), tmp_path, data_folder, attempt=2)
+    assert difference(last_weights(whole), last_weights(tmp_path)) == 0
+    assert newest_verified(tmp_path / CHECKPOINTS)[0] == newest  # type: ignore[index]
+
+
+def test_only_the_newest_checkpoints_are_kept(run_on: Run) -> None:
+    names = [path.name for path in committed(run_on(0) / CHECKPOINTS)]
+    assert names == ["step-00000012", "step-00000008", "step-00000004"]
+    assert not list((run_on(0) / CHECKPOINTS).glob("*.part"))
+
+
+def test_a_run_of_other_settings_is_not_gone_on_with(run_on: Run, data_folder: Path) -> None:
+    before = (run_on(0) / SUMMARY).read_bytes()
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_peak: 0\.008 then, 0\.001 now"):
+        train_on(0, small("optimizer.lr_peak=1e-3"), run_on(0), data_folder)
+    assert (run_on(0) / SUMMARY).read_bytes() == before
+
+
+def test_divergence_stops_the_run_before_it_is_saved(data_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="no longer finite"):
+        train_on(0, small("optimizer.lr_peak=1e30", "log.every_steps=100"), tmp_path, data_folder)
+    assert committed(tmp_path / CHECKPOINTS) == []
+    assert not (tmp_path / SUMMARY).exists()
+
+
+def test_recomputation_and_half_precision_stay_close(
+    run_on: Run, data_folder: Path, tmp_path: Path
+) -> None:
+    saving = train_on(
+        0, small("parallel.activation_checkpointing=true"), tmp_path / "ac", data_folder
+    )
+    assert difference(last_weights(run_on(0)), last_weights(saving)) == 0
+    half = train_on(1, small("parallel.compute=bfloat16"), tmp_path / "half", data_folder)
+    assert series(half, "loss/train") == pytest.approx(series(run_on(0), "loss/train"), rel=0.03)
+    assert series(half, "loss/train") != series(run_on(0), "loss/train")

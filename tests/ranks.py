@@ -1,0 +1,63 @@
+"""Real ranks on this machine: one process each, joined by gloo on loopback."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from scalewright.config import assign
+from scalewright.recipes import demo
+from scalewright.train.run import RunConfig
+from scalewright.train.worker import RunPlace, train
+
+CPU = torch.device("cpu")
+
+
+def small(*assignments: str) -> RunConfig:
+    """A run of seconds on the folders of `folders.write_data_folder`."""
+    return assign(
+        demo(),
+        [
+            "model.width=32", "model.depth=2", "steps=12", "optimizer.warmup_steps=2",
+            "data.pack_tokens=96", "data.packs_per_step=4", "log.every_steps=2",
+            "checkpoint.every_steps=4", "checkpoint.keep=3", "log.validate_every_steps=6",
+            "log.sample_clips=0", *assignments,
+        ],
+    )  # fmt: skip
+
+
+def run_ranks(world: int, target: Callable[..., None], *arguments: Any) -> None:
+    """Call `target(rank, *arguments)` in `world` processes of one gloo group."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_join, (world, port, target, arguments), nprocs=world)
+
+
+def _join(
+    rank: int, world: int, port: int, target: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    target(rank, *arguments)
+    dist.destroy_process_group()
+
+
+def train_rank(rank: int, config: RunConfig, folder: Path, data: Path, attempt: int) -> None:
+    train(config, RunPlace(folder, data, attempt), CPU)
+
+
+def train_on(world: int, config: RunConfig, folder: Path, data: Path, attempt: int = 1) -> Path:
+    """Train on `world` ranks, or in this process without a group if `world` is 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if world:
+        run_ranks(world, train_rank, config, folder, data, attempt)
+    else:
+        train_rank(0, config, folder, data, attempt)
+    return folder
