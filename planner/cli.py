@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planner.fit import Fit
     from planner.plan import Outcome
 
+OUTPUTS = ("laws.json", "plan.toml", "isoflop.png", "isoflop.svg", "laws.png", "laws.svg")
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 FIT_EXAMPLES = """\b
 Examples:
@@ -91,20 +92,20 @@ def fit(
 
 
 def _write(result: "Fit", outcomes: "list[Outcome]", folder: Path) -> list[Path]:
-    """Write everything into `folder`; a plan.toml of an earlier fit does not outlive a refusal."""
+    """Write everything into `folder`; what an earlier fit left there does not outlive this one."""
     from planner.figures import write_figures
     from planner.plan import Plan
     from planner.results import document, plan_tables, write_json, write_toml
 
     folder.mkdir(parents=True, exist_ok=True)
+    for name in OUTPUTS:
+        (folder / name).unlink(missing_ok=True)
     written = [folder / "laws.json"]
     write_json(written[0], document(result, outcomes))
-    first, plan_path = outcomes[0], folder / "plan.toml"
+    first = outcomes[0]
     if isinstance(first, Plan):
-        write_toml(plan_path, plan_tables(first, result))
-        written.append(plan_path)
-    else:
-        plan_path.unlink(missing_ok=True)
+        written.append(folder / "plan.toml")
+        write_toml(written[-1], plan_tables(first, result))
     return written + write_figures(result, outcomes, folder)
 
 

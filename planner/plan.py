@@ -254,7 +254,8 @@ def _lr_peak(run: _Run, rate: LearningRateLaw) -> Number:
 
 def _config(base: Base, forecast: Forecast, numbers: Mapping[str, Number]) -> dict[str, Any]:
     config = copy.deepcopy(dict(base.tables))
-    config["name"] = f"{base.name}-plan-{forecast.target_flops:.3g}"
+    # A run's name is a folder's: no '+' in it.
+    config["name"] = f"{base.name}-plan-{forecast.target_flops:.3g}".replace("+", "")
     config["steps"] = int(numbers["steps"].estimate.value)
     config["model"]["width"] = int(numbers["width"].estimate.value)
     config["optimizer"]["lr_peak"] = numbers["lr_peak"].estimate.value

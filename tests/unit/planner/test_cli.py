@@ -142,10 +142,14 @@ def test_a_sweep_of_another_platform_is_fitted_without_a_plan(
 
 
 def test_a_single_run_is_no_law(planner: Any, tmp_path: Path) -> None:
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit" / "laws.png").write_text("of an earlier fit")
+    (tmp_path / "fit" / "notes.txt").write_text("of the user")
     done = planner("fit", write_sweep(tmp_path, [record()]))
     assert done.returncode == 3
     assert "0 of 1 budgets" in done.stdout
-    assert (tmp_path / "fit" / "isoflop.png").exists()
+    left = {path.name for path in (tmp_path / "fit").iterdir()}
+    assert left == {"laws.json", "isoflop.png", "isoflop.svg", "notes.txt"}
 
 
 @pytest.mark.parametrize(

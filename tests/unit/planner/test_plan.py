@@ -90,7 +90,7 @@ def test_plan_toml_is_the_base_with_five_changes_and_a_table_of_its_own(tmp_path
     for changed in ("lr_peak", "warmup_steps"):
         base["optimizer"][changed] = tables["optimizer"][changed]
     assert tables == base
-    assert tables["name"] == "tiny-plan-1e+13"
+    assert tables["name"] == "tiny-plan-1e13"
     assert isinstance(tables["steps"], int)
     assert provenance["target_flops"] == 1e13
     assert provenance["runs_sha256"] == fitted.sweep.runs_sha256
@@ -100,6 +100,27 @@ def test_plan_toml_is_the_base_with_five_changes_and_a_table_of_its_own(tmp_path
         assert number["source"]
         assert number["low"] <= number["value"] <= number["high"]
     assert provenance["batch_tokens"]["unknown"] == "the sweep holds one batch size"
+
+
+def test_pretraining_accepts_the_plan_as_a_config(tmp_path: Path) -> None:
+    from scalewright.config import merge, read_toml, to_dict
+    from scalewright.recipes import demo
+
+    base = to_dict(demo())
+    small = {"width": 64, "depth": 2, "head_dim": 32, "rope_axes": [8, 12, 12]}
+    sweep_toml = {"base": base, "clips": settings()["clips"]}
+    base["model"] |= small
+    rows = [{**row, "block_params": None} for row in platform_sweep(Truth())]
+    model = merge(demo(), {"model": small}, where="test").model
+    for row in rows:
+        row["block_params"] = block_parameters(replace(model, width=row["width"]))
+    fitted = fit(tmp_path, rows, sweep_toml)
+    plan = planned(fitted, 1e13)
+    write_toml(tmp_path / "plan.toml", plan_tables(plan, fitted))
+    tables = read_toml(tmp_path / "plan.toml")
+    del tables["plan"]
+    config = merge(demo(), tables, where="plan.toml")
+    assert to_dict(config) == plan.config
 
 
 def test_a_plan_leaves_the_base_as_it_was(tmp_path: Path) -> None:
