@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from jobs import SMALL, finish, run, start, wait_for
+from commands import SMALL, finish, run, start, wait_for
 from mlflow.tracking import MlflowClient
 from ranks import CPU, small, train_on
 

@@ -1,10 +1,12 @@
 """jobs/pretrain.py as users run it: dry runs, refusals, and a real run under Ray Train."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
-from jobs import SMALL, run
+import ray
+from commands import ROOT, SMALL, run
 from mlflow.tracking import MlflowClient
 
 from scalewright.train.checkpoint import newest_verified
@@ -36,7 +38,7 @@ def test_dry_run_tells_what_it_would_cost_and_starts_nothing(
         (["parallel.memory_gib=0.001"], "a worker needs about"),
         (["model.text_dim=32"], "has 64; set model.text_dim=64 or prepare"),
         (["data.pack_tokens=8"], "data.pack_tokens"),
-        (["--workers", "3", "parallel.min_workers=3"], "data.packs_per_step = 4 divides among"),
+        (["parallel.workers=3", "parallel.min_workers=3"], "data.packs_per_step = 4 divides among"),
         (["data.path=/nowhere"], "run jobs/prepare.py"),
         (["--plan", "missing.toml"], "missing.toml: no such file"),
         (["--recipe", "demmo"], "known recipes: demo"),
@@ -44,12 +46,20 @@ def test_dry_run_tells_what_it_would_cost_and_starts_nothing(
     ],
 )
 def test_bad_input_is_refused_before_ray_starts(
-    data_folder: Path, tmp_path: Path, arguments: list[str], message: str
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    code, _, err = run(tmp_path, "pretrain", *SMALL, f"data.path={data_folder}", *arguments)
-    assert message in err
-    assert code in (1, 2)
-    assert "Traceback" not in err
+    monkeypatch.setenv("SCALEWRIGHT_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["pretrain.py", *SMALL, f"data.path={data_folder}", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "pretrain.py"), run_name="__main__")
+    assert message in capsys.readouterr().err
+    assert ended.value.code in (1, 2)
+    assert not ray.is_initialized()
     assert not (tmp_path / "runs").exists()
 
 
