@@ -6,6 +6,7 @@ of four, T = 1 + (F - 1) / 4. `HaarCodec` needs no weights; `cogvideox.py` holds
 Shapes: F frames, T latent frames, C latent channels, H W pixels, h w = H/8 W/8, K kept bands.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ class Band:
         return (self.score, self.tempo, self.chroma, self.octave, self.position)
 
 
-def haar_bands() -> list[Band]:
+@functools.cache
+def haar_bands() -> tuple[Band, ...]:
     """All 768 bands of a block of 4 frames, 3 colours and 8x8 pixels, an orthonormal basis."""
     space = _space_vectors()
     bands = []
@@ -129,7 +131,7 @@ def haar_bands() -> list[Band]:
                 weights = torch.einsum("t,c,yx->tcyx", time, colour, pixels)
                 position = (time_index * 3 + colour_index) * len(space) + space_index
                 bands.append(Band(tempo, chroma, octave, position, weights.float()))
-    return sorted(bands, key=lambda band: band.order)
+    return tuple(sorted(bands, key=lambda band: band.order))
 
 
 def _time_vectors() -> list[tuple[int, Tensor]]:

@@ -143,18 +143,19 @@ def _sampled(path: Path, sampling: Sampling) -> Iterator[Frames]:
     once. A frame may lead its tick by a quarter period, because containers round time stamps.
     """
     fps = Fraction(sampling.fps).limit_denominator(1000)
+    start, last_tick, seen, end = Fraction(0), -1, 0, Fraction(0)
     with _named(path), _video(path) as (container, stream):
-        start, last_tick, seen, seconds = Fraction(0), -1, 0, Fraction(0)
+        size = (stream.width, stream.height)
         for frame in container.decode(stream):
             time = _frame_time(frame, seen, stream)
             start = time if seen == 0 else start
-            seen, seconds = seen + 1, time - start
-            _check_frame(path, frame, stream, seen)
-            tick = math.floor(seconds * fps + Fraction(1, 4))
+            seen, end = seen + 1, time - start + _hold(frame, stream)
+            _check_frame(path, frame, size, seen)
+            tick = math.floor((time - start) * fps + Fraction(1, 4))
             if tick > last_tick:
                 last_tick = tick
                 yield _fit(path, _upright(frame), sampling.area_px)
-        _check_length(path, container, stream, seen, float(seconds))
+        _check_length(path, container, stream, seen, float(end))
 
 
 @contextmanager
@@ -180,6 +181,13 @@ def _frame_time(frame: av.VideoFrame, index: int, stream: VideoStream) -> Fracti
     if frame.pts is not None and frame.time_base is not None:
         return frame.pts * Fraction(frame.time_base)
     return index / Fraction(stream.average_rate or 25)
+
+
+def _hold(frame: av.VideoFrame, stream: VideoStream) -> Fraction:
+    """Seconds that a frame is shown."""
+    if frame.duration and frame.time_base is not None:
+        return frame.duration * Fraction(frame.time_base)
+    return 1 / Fraction(stream.average_rate or 25)
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
@@ -236,20 +244,20 @@ def _check_pixels(path: Path, width: int, height: int) -> None:
         )
 
 
-def _check_frame(path: Path, frame: av.VideoFrame, stream: VideoStream, number: int) -> None:
+def _check_frame(path: Path, frame: av.VideoFrame, size: tuple[int, int], number: int) -> None:
     if frame.is_corrupt:
         raise DataError(f"{path}: frame {number} is damaged")
     if number > MAX_SOURCE_FRAMES:
         raise DataError(f"{path}: more than {MAX_SOURCE_FRAMES} frames; cut it")
-    if (frame.width, frame.height) != (stream.width, stream.height):
+    if (frame.width, frame.height) != size:
         raise DataError(
             f"{path}: frame {number} is {frame.width}x{frame.height} px in a video of "
-            f"{stream.width}x{stream.height} px; encode it again at one size"
+            f"{size[0]}x{size[1]} px; encode it again at one size"
         )
 
 
 def _check_length(
-    path: Path, container: InputContainer, stream: VideoStream, frames: int, seconds: float
+    path: Path, container: InputContainer, stream: VideoStream, frames: int, end_s: float
 ) -> None:
     """A file that was cut short may decode without an error and simply end early."""
     if frames == 0:
@@ -261,9 +269,9 @@ def _check_length(
     # Of several streams another may be the longest, and the container's length is that one's.
     alone = len(container.streams) == 1 and container.duration is not None
     stated_s = (container.duration or 0) / av.time_base if alone else 0.0
-    if seconds + seconds / frames < MIN_SHARE_OF_STATED * stated_s:
+    if end_s < MIN_SHARE_OF_STATED * stated_s:
         raise DataError(
-            f"{path}: ends after {seconds:.2f} of {stated_s:.2f} s; the file is cut short"
+            f"{path}: ends after {end_s:.2f} of {stated_s:.2f} s; the file is cut short"
         )
 
 
@@ -306,6 +314,8 @@ def write_video(path: Path, frames: Tensor, fps: float, crf: int = 18) -> None:
 
     `crf`: 0 (lossless) to 51; 18 is visually lossless. Sides must be even (yuv420p).
     """
+    if not fps > 0:
+        raise ConfigError(f"{path}: {fps} frames a second; it must be above 0")
     pixels = to_frames(frames)
     count, height, width, _ = pixels.shape
     if not count or height % 2 or width % 2:

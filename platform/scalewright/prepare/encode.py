@@ -37,7 +37,7 @@ SETTINGS_FILE = "prepare.toml"
 REPORT_EVERY_S = 5.0
 FILES_AHEAD = 2  # encoded files that wait for the writing thread, per worker
 
-Encoded = list[Tensor] | DataError  # the latents of a file's clips, or why there are none
+Encoded = list[Tensor] | str  # the latents of a file's clips, or why there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,8 @@ def prepare(
     catalogue = _open_folder(out, config, codec, text_encoder)
     clips_before = len(_entries(catalogue))
     intake = _Intake(catalogue, text_encoder, sources, config.validation_share)
+    _check_broken(intake.broken, len(sources), max_broken_share, out)
     todo = intake.missing(sources)
-    progress = _Progress(len(todo))
 
     def encode(entry: Source) -> Encoded:
         return _encode(source / entry.name, config.sampling, codec)
@@ -112,6 +112,7 @@ def prepare(
         _interrupts_deferred() as interrupted,
         ShardWriter(out, shard_bytes, intake.enter_catalogue) as shards,
     ):
+        progress = _Progress(len(todo), len(sources))
         for entry, encoded in _in_order(todo, encode, workers):
             intake.take(shards, entry, encoded)
             progress.one_more(len(intake.broken))
@@ -153,8 +154,8 @@ class _Intake:
 
     def take(self, shards: ShardWriter, source: Source, encoded: Encoded) -> None:
         """Write the clips of a file, or note why it has none."""
-        if isinstance(encoded, DataError):
-            self._reject(source, str(encoded))
+        if isinstance(encoded, str):
+            self._reject(source, encoded)
             return
         text = self._text_encoder.encode([source.caption])[0]
         split = self._rule.split(source, is_video=len(encoded[0]) > 1)
@@ -183,7 +184,7 @@ class _Intake:
         self._unsealed = []
 
     def _reject(self, source: Source, reason: str) -> None:
-        logger.warning("left out %s", reason)
+        logger.warning("left out %s: %s", source.name, reason)
         self._catalogue.reject(source.name, reason)
         self.broken.append((source.name, reason))
 
@@ -192,7 +193,7 @@ def _encode(path: Path, sampling: Sampling, codec: Codec) -> Encoded:
     try:
         return [codec.encode(to_tensor(clip)) for clip in read_media(path, sampling)]
     except DataError as error:
-        return error
+        return str(error).removeprefix(f"{path}: ")
 
 
 def _key(source: Source, index: int) -> str:
@@ -273,9 +274,9 @@ def _check_broken(
     if len(broken) > max_broken_share * sources:
         raise DataError(
             f"{len(broken)} of {sources} files ({len(broken) / sources:.1%}) cannot be used, more "
-            f"than --max-broken-share {max_broken_share:g}; the first: {broken[0][1]}. Repair or "
-            f"take out such files and prepare into a new folder, or raise --max-broken-share to "
-            f"go on in {out}"
+            f"than --max-broken-share {max_broken_share:g}; the first is {broken[0][0]}: "
+            f"{broken[0][1]}. Repair or take out such files and prepare into a new folder, or "
+            f"raise --max-broken-share to go on in {out}"
         )
 
 
@@ -305,9 +306,10 @@ def _entries(catalogue: Catalogue) -> list[Entry]:
 
 
 class _Progress:
-    """A line to the log every few seconds."""
+    """A line to the log at the start and every few seconds."""
 
-    def __init__(self, files: int) -> None:
+    def __init__(self, files: int, sources: int) -> None:
+        logger.info("%d files to encode, %d done before", files, sources - files)
         self._files = files
         self._done = 0
         self._began = self._reported = time.monotonic()

@@ -73,8 +73,8 @@ def render_shapes(out: Path, *, videos: int = 240, pictures: int = 160, seed: in
     if videos < 0 or pictures < 0 or videos + pictures == 0:
         raise ConfigError(f"{videos} videos and {pictures} pictures; ask for at least one file")
     rng = np.random.default_rng(seed)
-    moving = _scenes(rng, videos, list(DIRECTIONS))
-    still = _scenes(rng, pictures, [None])
+    moving = scenes(rng, videos, list(DIRECTIONS))
+    still = scenes(rng, pictures, [None])
     files = {f"videos/{index:05d}.mp4": scene for index, scene in enumerate(moving)}
     files |= {f"pictures/{index:05d}.png": scene for index, scene in enumerate(still)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -116,15 +116,13 @@ def _distance(shape: str, x: Points, y: Points, radius: float) -> Points:
         return np.hypot(x, y) - radius
     if shape == "square":
         return np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
-    # Triangle, upright: three half planes at 120 degrees, each at half the outer radius.
+    # Triangle, upright: three half planes, each at half the outer radius from the centre.
     slope_x, slope_y = np.sqrt(0.75), 0.5
     sides = slope_x * np.abs(x) - slope_y * y
-    return np.maximum(sides, y) - 0.6 * radius
+    return np.maximum(sides, y) - 0.5 * radius
 
 
-def _scenes(
-    rng: np.random.Generator, count: int, directions: list[str] | list[None]
-) -> list[Scene]:
+def scenes(rng: np.random.Generator, count: int, directions: list[str] | list[None]) -> list[Scene]:
     """`count` scenes that use every caption once before any twice."""
     captions = [
         combination
@@ -142,7 +140,7 @@ def _scene(
 ) -> Scene:
     size = SIZES_PX[rng.integers(len(SIZES_PX))]
     frames = int(rng.choice(LENGTHS)) if direction else 1
-    radius = float(rng.uniform(10, 13))
+    radius = float(rng.uniform(11, 14))
     speed = float(rng.uniform(1.5, 2.5))
     step_x, step_y = DIRECTIONS[direction] if direction else (0, 0)
     room = [side / 2 - radius - 1 for side in size]  # from the centre, still wholly inside
