@@ -131,11 +131,16 @@ def _text(summary: Summary, out: Path) -> str:
     ]
     if summary.rejected:
         lines.append(f"  {len(summary.rejected)} files left out:")
-        lines += [f"    {name}: {reason}" for name, reason in summary.rejected[:SHOWN]]
+        lines += _listed([f"{name}: {reason}" for name, reason in summary.rejected])
     if summary.uncaptioned:
         lines.append(f"  {len(summary.uncaptioned)} files without a caption:")
-        lines += [f"    {name}" for name in summary.uncaptioned[:SHOWN]]
+        lines += _listed(summary.uncaptioned)
     return "\n".join(lines)
+
+
+def _listed(names: list[str]) -> list[str]:
+    more = [f"... and {len(names) - SHOWN} more, see --json"] if len(names) > SHOWN else []
+    return [f"    {name}" for name in names[:SHOWN] + more]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ class CogVideoXCodec:
             raise weights_folder.not_installed("diffusers", error) from error
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         vae = AutoencoderKLCogVideoX.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+            folder,
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # True needs accelerate, and the VAE is small
         )
         _check_geometry(folder, vae.config)
         self._vae = vae.to(self._device).eval().requires_grad_(False)
