@@ -1,11 +1,13 @@
 """Jobs as a user starts them: real processes, in a home of their own."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +53,11 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 200) -> tuple[int,
 def run(home: Path, job: str, *arguments: str) -> tuple[int, str, str]:
     home.mkdir(parents=True, exist_ok=True)
     return finish(start(home, job, *arguments))
+
+
+def last_json(out: str) -> dict[str, Any]:
+    """The summary a job prints last; Ray's own messages may stand before it."""
+    return json.loads(out.splitlines()[-1])
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit_s: float) -> None:

@@ -1,6 +1,5 @@
 """Real processes killed while a run is under way."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from commands import SMALL, finish, run, start, wait_for
+from commands import SMALL, finish, last_json, run, start, wait_for
 from mlflow.tracking import MlflowClient
 from ranks import CPU, small, train_on
 
@@ -56,7 +55,7 @@ def test_a_killed_worker_changes_nothing_but_time(
     os.kill(victim.pid, signal.SIGKILL)
     code, out, err = finish(driver)
     assert code == 0, err
-    assert json.loads(out)["attempt"] == 2
+    assert last_json(out)["attempt"] == 2
     (failed,) = notices(folder, "attempt_failed")
     assert failed.fields["cause"] == "process"
     resumed = notices(folder, "attempt")[1].fields["start_step"]
@@ -85,7 +84,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(
     assert tracked() == ["KILLED"]
     code, out, err = run(tmp_path, "pretrain", *settings)
     assert code == 0, err
-    assert json.loads(out)["attempt"] == 2
+    assert last_json(out)["attempt"] == 2
     assert notices(folder, "attempt")[1].fields["start_step"] > 0
     assert tracked() == ["FINISHED"]
     calm, resumed = weights(uninterrupted), weights(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from commands import ROOT, SMALL, run
+from commands import ROOT, SMALL, last_json, run
 from mlflow.tracking import MlflowClient
 
 from scalewright.train.checkpoint import newest_verified
@@ -70,7 +70,7 @@ def test_a_run_is_trained_tracked_and_resumed_on_fewer_workers(
     settings = (*SMALL, f"data.path={data_folder}", "name=small")
     code, out, err = run(tmp_path, "pretrain", *settings, "--workers", "2")
     assert code == 0, err
-    summary = json.loads(out)
+    summary = last_json(out)
     assert (summary["status"], summary["world_size"]) == ("done", 2)
     assert "step 12/12" in err
     assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in err
@@ -91,7 +91,7 @@ def test_a_run_is_trained_tracked_and_resumed_on_fewer_workers(
     # Done already: the same command on one worker resumes, finds nothing to do, and stays done.
     code, out, err = run(tmp_path, "pretrain", *settings, "--workers", "1")
     assert code == 0, err
-    assert json.loads(out)["world_size"] == 1
+    assert last_json(out)["world_size"] == 1
     assert "start_step 12" in err
     assert len(client.search_runs([experiment.experiment_id])) == 1
     assert newest_verified(folder / "checkpoints")[1].step == 12  # type: ignore[index]

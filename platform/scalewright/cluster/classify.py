@@ -20,6 +20,16 @@ _CONSEQUENCES = (
     "nccl communicator was aborted",
 )
 
+# Ray's errors for a worker that is gone or does not answer, by name: this file needs no Ray.
+_DEATHS = frozenset(
+    {
+        "RayActorError",
+        "WorkerCrashedError",
+        "WorkerHealthCheckFailedError",
+        "WorkerHealthCheckTimeoutError",
+    }
+)
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -62,9 +72,7 @@ def _is_consequence(error: BaseException) -> bool:
 
 
 def _is_death(error: BaseException) -> bool:
-    """Ray's own errors for an actor or worker that is gone; told by name, without Ray."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"RayActorError", "WorkerCrashedError", "WorkerHealthCheckTimeoutError"})
+    return bool(_DEATHS & {kind.__name__ for kind in type(error).__mro__})
 
 
 def _text(error: BaseException) -> str:
