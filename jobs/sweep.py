@@ -123,7 +123,8 @@ def check(base: RunConfig, trials: Sequence[Trial], data: Path) -> Inputs:
 
 def write_settings(folder: Path, base: RunConfig, inputs: Inputs) -> None:
     """Write sweep.toml, which the planner reads; a sweep keeps the base it was begun with."""
-    settings = {"base": to_dict(base), "clips": clip_sizes(inputs)}
+    pinned = replace(base.data, codec=inputs.info.codec, text_encoder=inputs.info.text_encoder)
+    settings = {"base": to_dict(replace(base, data=pinned)), "clips": clip_sizes(inputs)}
     path = folder / "sweep.toml"
     if path.exists():
         if read_toml(path) != settings:

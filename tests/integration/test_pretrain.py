@@ -37,6 +37,7 @@ def test_dry_run_tells_what_it_would_cost_and_starts_nothing(
         (["parallel.compute=float8"], "allowed: 'float32', 'bfloat16'"),
         (["parallel.memory_gib=0.001"], "a worker needs about"),
         (["model.text_dim=32"], "has 64; set model.text_dim=64 or prepare"),
+        (["data.codec=haar(octaves=1)"], "was prepared with 'haar(octaves=2)'"),
         (["data.pack_tokens=8"], "data.pack_tokens"),
         (["parallel.workers=3", "parallel.min_workers=3"], "data.packs_per_step = 4 divides among"),
         (["data.path=/nowhere"], "run jobs/prepare.py"),

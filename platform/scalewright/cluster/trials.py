@@ -46,7 +46,8 @@ def run_trials(
     failed: dict[str, str] = {}
     begin_s = time.monotonic()
     total_flops, done_flops = sum(trial.budget_flops for trial in todo), 0.0
-    waiting, running = list(todo), {}
+    waiting = list(todo)
+    running: dict[ray.ObjectRef, Trial] = {}
     slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
     while waiting or running:
         while waiting and len(running) < slots:

@@ -31,11 +31,15 @@ class DataConfig:
 
     `pack_tokens` bounds the visual and text tokens of a pack, which is what one worker holds in
     memory at once; `packs_per_step` is shared out over the workers, however many there are.
+    `codec` and `text_encoder`: fingerprints that the folder must have been prepared with, as a
+    plan pins those of its sweep; left out, any will do whose sizes fit the model.
     """
 
     path: str = "data/shapes"
     pack_tokens: int = 2048
     packs_per_step: int = 4
+    codec: str | None = None
+    text_encoder: str | None = None
 
     def __post_init__(self) -> None:
         if not self.path:

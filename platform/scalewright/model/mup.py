@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from mup.infshape import InfShape
 from mup.shape import set_base_shapes
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -58,13 +59,14 @@ def param_rules(config: ModelConfig) -> dict[str, ParamRule]:
 
 
 def _rule(name: str, parameter: nn.Parameter) -> ParamRule:
-    infinite = [dimension.isinf() for dimension in parameter.infshape]
+    infshape: InfShape = getattr(parameter, "infshape")  # noqa: B009  set by mup, unknown to types
+    infinite = [dimension.isinf() for dimension in infshape]
     if parameter.ndim == 1:
         return ParamRule("vector", 0.0, 1.0, 0.0)
     std = 0.0 if name.split(".")[-2] in _ZERO else parameter.shape[1] ** -0.5
     match infinite:
         case [True, True]:
-            n = parameter.infshape.width_mult()
+            n = infshape.width_mult()
             return ParamRule("hidden", std, 1 / n, n)
         case [True, False]:
             return ParamRule("input", std, 1.0, 1.0)

@@ -52,7 +52,7 @@ class Inputs:
 def open_inputs(config: RunConfig, folder: Path) -> Inputs:
     """Open the data folder for a run; every mismatch between data and model is an error here."""
     catalogue = Catalogue.open(folder)
-    check_match(config.model, catalogue.info, folder)
+    check_match(config, catalogue.info, folder)
     entries = catalogue.entries("train")
     if not entries:
         raise DataError(
@@ -84,16 +84,25 @@ def clip_tokens(model: ModelConfig, entries: list[Entry]) -> list[ClipTokens]:
     ]
 
 
-def check_match(model: ModelConfig, info: DataInfo, folder: Path) -> None:
-    """The model must speak of the catalogue's latents and text, number for number."""
-    for key, wanted, found, maker in (
-        ("latent_channels", model.latent_channels, info.latent_channels, info.codec),
-        ("text_dim", model.text_dim, info.text_dim, info.text_encoder),
+def check_match(config: RunConfig, info: DataInfo, folder: Path) -> None:
+    """The run must speak of the folder's latents and text: same makers if pinned, same sizes."""
+    for key, pinned, found in (
+        ("codec", config.data.codec, info.codec),
+        ("text_encoder", config.data.text_encoder, info.text_encoder),
     ):
-        if wanted != found:
+        if pinned not in (None, found):
+            raise ConfigError(
+                f"data.{key} = {pinned!r}, but {folder} was prepared with {found!r}; give the "
+                f"folder prepared with the former, or plan anew from a sweep on this one"
+            )
+    for key, wanted, size, maker in (
+        ("latent_channels", config.model.latent_channels, info.latent_channels, info.codec),
+        ("text_dim", config.model.text_dim, info.text_dim, info.text_encoder),
+    ):
+        if wanted != size:
             raise ConfigError(
                 f"model.{key} = {wanted}, but {folder} was prepared with {maker}, which has "
-                f"{found}; set model.{key}={found} or prepare the data with another codec"
+                f"{size}; set model.{key}={size} or prepare the data with another codec"
             )
 
 
@@ -110,7 +119,7 @@ def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What must stay the same for a run to be resumed: all that its numbers depend on."""
     tree = to_dict(config)
     kept = ("seed", "steps", "model", "flow", "optimizer")
-    data = {key: value for key, value in tree["data"].items() if key != "path"}
+    data = {key: tree["data"][key] for key in ("pack_tokens", "packs_per_step")}
     return {
         **{key: tree[key] for key in kept},
         "data": data,
