@@ -7,9 +7,10 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -80,9 +81,10 @@ class Store:
         from mlflow import MlflowClient
 
         logging.getLogger("urllib3.connectionpool").addFilter(_is_not_ours)
+        if urlsplit(uri).scheme.startswith("sqlite"):
+            _ready_database(_sqlite_path(uri))
         self._uri = uri
-        with _sole_creator(uri):
-            self._client = MlflowClient(uri)
+        self._client = MlflowClient(uri)
 
     def open_run(self, progress: Progress, run_dir: Path) -> OpenRun:
         """The MLflow run of this progress, made or found, with its params and tags."""
@@ -174,22 +176,28 @@ def _artifact_root(uri: str, run_dir: Path) -> str | None:
     return None
 
 
-@contextmanager
-def _sole_creator(uri: str) -> Iterator[None]:
-    """One process at a time: MLflow creates its SQLite tables without a lock.
+def _ready_database(path: Path) -> None:
+    """Create MLflow's SQLite tables once and whole, or not at all.
 
-    Raises `sqlite3.Error` at once for a file that MLflow would try to open for 100 seconds.
+    MLflow's own way breaks the file for good when two processes create it at the same time, or
+    when one is killed meanwhile. Raises `sqlite3.Error` at once for a file that is no database;
+    MLflow would try it for 100 seconds.
     """
-    if not uri.startswith("sqlite"):
-        yield
-        return
-    path = _sqlite_path(uri)
+    from mlflow import MlflowClient
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with closing(sqlite3.connect(path)) as database:
-            database.execute("PRAGMA schema_version")
-        yield
+        if path.exists():
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA schema_version")
+            return
+        part = path.with_name(f"{path.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        MlflowClient(f"sqlite:///{part / path.name}")
+        os.replace(part / path.name, path)
+        part.rmdir()
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:

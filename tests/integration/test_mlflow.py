@@ -1,5 +1,6 @@
 """Tracking against real MLflow stores: SQLite files, a silent server, and a real server."""
 
+import fcntl
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 
 from scalewright.events import Event, EventLog, Metrics
 from scalewright.progress import load_progress
@@ -73,6 +74,11 @@ def history(root: Path, name: str) -> list[tuple[int, float]]:
     (run,) = runs(root)
     points = client(root).get_metric_history(run.info.run_id, name)
     return sorted((point.step, point.value) for point in points)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -189,8 +195,8 @@ while step != steps:  # for ever when steps < 0, until it is killed
 forwarder.finish("FINISHED", timeout_s=200)
 if "mlflow" not in sys.modules:
     sys.exit("the forwarder did not use MLflow")
-from mlflow.telemetry.client import get_telemetry_client
-if get_telemetry_client() is not None:
+from mlflow.telemetry.utils import is_telemetry_disabled
+if not is_telemetry_disabled():
     sys.exit("MLflow sends telemetry")
 """
 
@@ -225,14 +231,31 @@ def test_a_killed_driver_is_taken_over(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_drivers_started_together_create_one_database_in_silence(tmp_path: Path) -> None:
+def test_the_database_is_created_once_and_whole(tmp_path: Path) -> None:
+    """Although its first creator is killed over it, and then two others start together."""
     runs_root = tmp_path / "fresh"
+    first = driver(runs_root / "run-0", steps=5)
+    wait_until(lambda: list(runs_root.glob("mlflow.db.part/mlflow.db")))
+    first.kill()
+    first.communicate()
+    assert not (runs_root / "mlflow.db").exists()
     drivers = [driver(runs_root / f"run-{index}", steps=5) for index in range(2)]
     told = [process.communicate()[0] for process in drivers]
     assert told == ["", ""]
     assert [process.returncode for process in drivers] == [0, 0]
     assert sorted(run.info.run_name for run in runs(runs_root)) == ["run-0", "run-1"]
     assert [run.info.status for run in runs(runs_root)] == ["FINISHED"] * 2
+    assert not (runs_root / "mlflow.db.part").exists()
+
+
+def test_the_database_is_not_touched_while_another_process_creates_it(root: Path) -> None:
+    tracking = forwarder(root / "a")
+    with (root / "mlflow.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tracking.start()
+        assert not tracking.finish("FINISHED", timeout_s=0.5).complete
+        assert tracking.run_id is None
+    assert forward(root / "a").complete
 
 
 @pytest.fixture
@@ -333,6 +356,7 @@ def test_a_request_that_timed_out_does_not_leave_a_second_run(root: Path) -> Non
         log(run_dir).metrics(0, {"loss/train": 0.0})
     assert history(root, "loss/train") == [(0, 0.0)]
     assert runs(root)[0].info.status == "FINISHED"
+    assert len(client(root).search_runs([experiment], run_view_type=ViewType.DELETED_ONLY)) == 1
 
 
 def test_a_run_deleted_in_mlflow_is_told_with_the_way_out(root: Path) -> None:
@@ -407,9 +431,9 @@ def test_a_server_that_starts_late_gets_everything(
     assert caplog.records == []  # one short outage is not worth a line, nor is every try
     with subprocess.Popen([*command, *store, *artifacts], start_new_session=True) as server:
         try:
-            wait_until(lambda: tracking.run_id)
+            wait_until(lambda: listens(port))
             events.metrics(1, {"loss/train": 1.0})
-            assert tracking.finish("FINISHED").complete
+            assert tracking.finish("FINISHED", timeout_s=100).complete
         finally:
             os.killpg(server.pid, signal.SIGTERM)
     assert history(tmp_path, "loss/train") == [(0, 0.0), (1, 1.0)]
