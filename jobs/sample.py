@@ -57,7 +57,7 @@ SIDE_PX = 16
 @click.option("--out", type=click.Path(path_type=Path), help="File to write [sample.png or .mp4].")
 @click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
 @click.option("--steps", default=32, show_default=True, help="Euler steps.")
-@click.option("--guidance", default=3.0, show_default=True, help="Guidance; 1 is none.")
+@click.option("--guidance", default=2.0, show_default=True, help="Guidance; 1 is none.")
 @click.option(
     "--codec-weights",
     type=click.Path(path_type=Path, exists=True),

@@ -73,7 +73,7 @@ class Numbers(click.ParamType):
 @click.option(
     "--lrs",
     type=Numbers(),
-    default="2e-3,4e-3,8e-3,16e-3",
+    default="4e-3,8e-3,16e-3,32e-3",
     show_default=True,
     help="Peak learning rates, base (before muP's multipliers).",
 )

@@ -75,7 +75,7 @@ class LogConfig:
     sample_every_steps: int = 400
     sample_clips: int = 4
     sample_steps: int = 24
-    guidance: float = 3.0
+    guidance: float = 2.0
 
     def __post_init__(self) -> None:
         for name in (
