@@ -47,13 +47,13 @@ def keyed_generator(*key: object) -> torch.Generator:
 def shifted(t: float, config: FlowConfig, visual_tokens: int) -> float:
     """Move a noise level towards noise for clips of many tokens (Esser et al. 2024, eq. 23).
 
-    t' = a·t / (1 + (a - 1)·t) with a = sqrt(tokens / shift_tokens): the more tokens share a
+    t' = a·t / (a·t + 1 - t) with a = sqrt(tokens / shift_tokens): the more tokens share a
     picture, the more noise it takes to hide it.
     """
     if config.shift_tokens is None:
         return t
     a = math.sqrt(visual_tokens / config.shift_tokens)
-    return a * t / (1 + (a - 1) * t)
+    return a * t / (a * t + (1 - t))
 
 
 def noise_level(config: FlowConfig, generator: torch.Generator, visual_tokens: int) -> float:

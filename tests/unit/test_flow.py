@@ -1,0 +1,165 @@
+"""Rectified flow: noise levels, shift, dropout, the sampler and what can be said without text."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest, norm
+
+from scalewright.data.sample import Sample
+from scalewright.model.packed import PackedBatch, patchify
+from scalewright.objective.baseline import linear_text_free_loss, pure_noise_text_free_loss
+from scalewright.objective.flow import (
+    FlowConfig,
+    evaluation_pack,
+    keyed_generator,
+    noise_level,
+    shifted,
+    stratified_levels,
+    training_pack,
+)
+from scalewright.objective.sampler import Prompt, sample
+
+PATCH = (1, 2, 2)
+CPU = torch.device("cpu")
+
+
+def clip(index: int, frames: int = 1, scale: float = 1.0) -> Sample:
+    generator = torch.Generator().manual_seed(index)
+    latent = scale * torch.randn(frames, 3, 4, 4, generator=generator)
+    return Sample(index, latent, torch.randn(2 + index % 3, 5, generator=generator))
+
+
+NULL = torch.zeros(1, 5)
+
+
+def test_noise_levels_are_logit_normal() -> None:
+    config = FlowConfig(logit_mean=0.5, logit_std=0.8)
+    levels = [noise_level(config, keyed_generator(index), 16) for index in range(2000)]
+    logits = [math.log(t / (1 - t)) for t in levels]
+    assert kstest(logits, norm(0.5, 0.8).cdf).pvalue > 0.01
+
+
+@given(st.floats(0, 1), st.integers(1, 10**6), st.integers(1, 10**6))
+def test_shift_keeps_the_ends_and_the_order(t: float, tokens: int, base: int) -> None:
+    config = FlowConfig(shift_tokens=base)
+    moved = shifted(t, config, tokens)
+    assert 0 <= moved <= 1
+    assert shifted(0.0, config, tokens) == 0
+    assert shifted(1.0, config, tokens) == 1
+    assert shifted(t, config, base) == pytest.approx(t)
+    # More tokens, more noise; and Esser et al.'s other form of the same.
+    assert moved >= t if tokens >= base else moved <= t
+    if 0 < t < 1:
+        a = math.sqrt(tokens / base)
+        assert moved == pytest.approx(a / (a + 1 / t - 1))
+
+
+def test_strata_are_the_middles_of_equal_shares() -> None:
+    config = FlowConfig(logit_mean=0.0, logit_std=1.0)
+    levels = stratified_levels(config, 4)
+    shares = [norm.cdf(math.log(t / (1 - t))) for t in levels]
+    assert shares == pytest.approx([0.125, 0.375, 0.625, 0.875])
+
+
+def test_a_clip_is_noised_alike_wherever_and_with_whom_it_is_packed() -> None:
+    config = FlowConfig(text_dropout=0.5)
+    together = training_pack([clip(0), clip(1)], NULL, config, PATCH, seed=1, step=3)
+    alone = training_pack([clip(1)], NULL, config, PATCH, seed=1, step=3)
+    assert torch.equal(together.batch.visual[4:], alone.batch.visual)
+    assert torch.equal(together.target[4:], alone.target)
+    assert together.batch.noise_level[1] == alone.batch.noise_level[0]
+    for other in ({"seed": 2, "step": 3}, {"seed": 1, "step": 4}):
+        moved = training_pack([clip(1)], NULL, config, PATCH, **other)
+        assert not torch.equal(moved.target, alone.target)
+
+
+def test_noised_and_target_belong_together() -> None:
+    pack = training_pack([clip(2, frames=2)], NULL, FlowConfig(), PATCH, seed=0, step=0)
+    t = pack.batch.noise_level[0].item()
+    clean = patchify(clip(2, frames=2).latent, PATCH)
+    noise = pack.target + clean
+    assert torch.allclose(pack.batch.visual, (1 - t) * clean + t * noise, atol=1e-6)
+    assert abs(noise.std().item() - 1) < 0.3
+
+
+def test_text_is_dropped_as_often_as_asked() -> None:
+    config = FlowConfig(text_dropout=0.3)
+    dropped = sum(
+        len(training_pack([clip(5)], NULL, config, PATCH, seed=0, step=step).batch.text) == 1
+        for step in range(600)
+    )
+    assert 0.24 < dropped / 600 < 0.36
+
+
+@pytest.mark.parametrize("shift", [None, 4])
+def test_the_sampler_follows_a_known_flow_to_its_end(shift: int | None) -> None:
+    """With the true velocity of a single point the flow ends in that point."""
+    flow = FlowConfig(shift_tokens=shift)
+    target = {2: torch.full((1, 3, 4, 4), 0.7), 3: torch.full((2, 3, 4, 2), -0.2)}
+    prompts = [Prompt(torch.ones(rows, 5), tuple(x.shape), 9) for rows, x in target.items()]
+
+    def velocity(batch: PackedBatch) -> torch.Tensor:
+        points = [patchify(x, PATCH) for x in target.values()]
+        t = batch.noise_level.repeat_interleave(torch.tensor([len(p) for p in points] * 2))
+        clean = torch.cat(points * 2)
+        return ((batch.visual - clean) / t[:, None]).float()
+
+    made = sample(velocity, prompts, NULL, flow, PATCH, steps=7, guidance=2.0, device=CPU)
+    for latent, x in zip(made, target.values(), strict=True):
+        assert torch.allclose(latent, x, atol=1e-5)
+
+
+def test_guidance_moves_away_from_the_unconditional() -> None:
+    prompts = [Prompt(torch.ones(2, 5), (1, 3, 4, 4), 0)]
+
+    def velocity(batch: PackedBatch) -> torch.Tensor:
+        # The first clip is conditional, the second is not.
+        half = len(batch.visual) // 2
+        return torch.cat((torch.ones(half, 12), torch.zeros(half, 12)))
+
+    start = torch.randn((1, 3, 4, 4), generator=keyed_generator("sample", 0))
+    for guidance in (0.0, 1.0, 3.0):
+        (made,) = sample(
+            velocity, prompts, NULL, FlowConfig(), PATCH, steps=4, guidance=guidance, device=CPU
+        )
+        assert torch.allclose(made, start - guidance, atol=1e-5)
+
+
+def test_linear_baseline_is_what_regression_reaches() -> None:
+    """Ridge-free least squares on many noised patches comes to the closed form."""
+    flow = FlowConfig()
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(12, 12, generator=generator)
+    patches = torch.randn(4000, 12, generator=generator) @ mixing + 1.0
+    clips = [
+        Sample(index, p.reshape(1, 3, 2, 2), torch.zeros(1, 5)) for index, p in enumerate(patches)
+    ]
+    losses = []
+    for t in stratified_levels(flow, 16):
+        noise = torch.randn(patches.shape, generator=generator)
+        x = torch.cat(((1 - t) * patches + t * noise, torch.ones(4000, 1)), 1).double()
+        v = (noise - patches).double()
+        solved = torch.linalg.lstsq(x, v).solution
+        losses.append((x @ solved - v).square().mean().item())
+    expected = sum(losses) / len(losses)
+    assert linear_text_free_loss(clips, flow, PATCH) == pytest.approx(expected, rel=0.05)
+
+
+def test_pure_noise_baseline_is_the_spread_within_a_shape() -> None:
+    clips = [replace(clip(i), latent=torch.full((1, 3, 2, 2), float(i % 2))) for i in range(4)]
+    clips += [replace(clip(i), latent=torch.full((1, 3, 2, 4), 9.0)) for i in range(2)]
+    # Around its mean of one half the first shape's spread is a quarter, over two fifths... of all.
+    elements, spread = 4 * 12 + 2 * 24, 4 * 12 * 0.25
+    assert pure_noise_text_free_loss(clips) == pytest.approx(spread / elements)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.01, 0.99), st.integers(0, 5))
+def test_evaluation_noise_is_the_same_every_time(level: float, index: int) -> None:
+    first, second = (evaluation_pack([clip(index)], [level], PATCH, seed=0) for _ in range(2))
+    assert torch.equal(first.target, second.target)
+    assert first.batch.noise_level[0] == pytest.approx(level)
