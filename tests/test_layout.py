@@ -92,12 +92,6 @@ CHANGES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def readme_is_written(request: pytest.FixtureRequest) -> None:
-    if "readme" in request.node.name.casefold() and not (ROOT / "README.md").exists():
-        pytest.skip("README.md is not written yet")
-
-
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of the tree to break: a git checkout of its own."""
@@ -105,9 +99,8 @@ def copy(tmp_path: Path) -> Path:
     for folder in (ROOT / name for name in (*layout.SOURCES, "infra")):
         if folder.exists():
             shutil.copytree(folder, tmp_path / folder.name, ignore=leave)
-    for file in (ROOT / name for name in (".gitignore", "pyproject.toml", "README.md")):
-        if file.exists():
-            shutil.copy(file, tmp_path / file.name)
+    for name in (".gitignore", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
     for arguments in (["init", "--quiet"], ["add", "--all"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True, env=layout.bare())
     return tmp_path

@@ -70,7 +70,7 @@ def answers(url: str) -> bool:
 def end(leader: subprocess.Popen[str]) -> None:
     """End one Ray head and all that it started, and no other: `ray stop` would end every Ray."""
     family = psutil.Process(leader.pid).children(recursive=True)
-    leader.terminate()  # alone: it drains its node, then ends its children
+    leader.terminate()  # alone: it ends its children in order
     with contextlib.suppress(subprocess.TimeoutExpired):
         leader.wait(timeout=30)
     for process in (*family, leader):
@@ -96,6 +96,7 @@ def head() -> Iterator[Head]:
         "HOME": str(folder),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_AUTH_MODE": "token",  # a head listens on every interface of the machine
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
