@@ -97,21 +97,20 @@ def main(
     elif found := newest_verified(folders.run / CHECKPOINTS):
         check_same_run(found[1].run["identity"], identity(config, inputs), folders.run)
     artifacts = write_settings(folders.run, config, provenance)
-    uri = absolute_uri(tracking_uri, home)
     with Forwarder(
         folders.run,
-        uri,
+        absolute_uri(tracking_uri, home),
         experiment="scalewright",
         run_name=config.name,
         params=to_dict(config),
         tags={"version": __version__, "config_digest": digest(config), "data": inputs.snapshot},
         artifacts=artifacts,
         on_events=lambda events: narrate(events, config.steps),
-    ):
+    ) as tracking:
         launch.connect(num_cpus=local_cpus(config), worker_logs=worker_logs)
         summary = supervise(config, folders)
     click.echo(json.dumps(summary))
-    click.echo(f"run: {folders.run}\nMLflow: mlflow ui --backend-store-uri {uri}", err=True)
+    click.echo(f"run: {folders.run}\nMLflow: {tracking.run_url_hint}", err=True)
 
 
 def local_cpus(config: RunConfig) -> int | None:

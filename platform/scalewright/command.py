@@ -16,7 +16,7 @@ def run(command: click.Command) -> None:
 
     SIGTERM ends a job as Ctrl-C does: what it had begun is left so that it can be gone on with.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    heed_sigterm()
     try:
         command.main(standalone_mode=False)
     except click.ClickException as error:
@@ -28,6 +28,11 @@ def run(command: click.Command) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(INTERRUPTED)
+
+
+def heed_sigterm() -> None:
+    """Let SIGTERM raise KeyboardInterrupt, also after a library has put its own handler there."""
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -74,7 +74,7 @@ def test_a_run_is_trained_tracked_and_resumed_on_fewer_workers(
     summary = last_json(out)
     assert (summary["status"], summary["world_size"]) == ("done", 2)
     assert "step 12/12" in err
-    assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in err
+    assert f"mlflow ui --backend-store-uri 'sqlite:///{tmp_path}/mlflow.db'" in err
     folder = tmp_path / "runs" / "small"
     assert {p.suffix for p in (folder / "samples").iterdir()} == {".mp4", ".png"}
 

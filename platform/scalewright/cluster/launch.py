@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 
+from scalewright.command import heed_sigterm
+
 # Ray Train's defaults wait ten minutes for a frozen worker.
 _TRAIN_SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
@@ -34,18 +36,18 @@ def connect(*, num_cpus: int | None = None, worker_logs: bool = False) -> None:
         "log_to_driver": worker_logs,
         "logging_level": "error",
     }
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
-        return
-    # Ray Train's placement-group cleaner asks the dashboard's state API.
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        _node_ip_address="127.0.0.1",
-        **options,
-    )
+    if not os.environ.get("RAY_ADDRESS"):
+        # Ray Train's placement-group cleaner asks the dashboard's state API.
+        options |= {
+            "address": "local",
+            "num_cpus": num_cpus,
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "_node_ip_address": "127.0.0.1",
+        }
+    ray.init(**options)
+    # Ray answers SIGTERM with a stack trace and its own exit.
+    heed_sigterm()
 
 
 def slots(gpus_per_worker: int) -> int:
