@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from scalewright.data.media import (
+    Frames,
     Sampling,
+    read_media,
     to_frames,
     to_tensor,
     write_picture,
@@ -17,6 +19,11 @@ from scalewright.data.media import (
 from scalewright.errors import ConfigError, DataError
 
 EVERY_CLIP = Sampling(fps=240, clips_per_file=None)
+
+
+def the_clip(path: Path) -> Frames:
+    (clip,) = read_media(path, EVERY_CLIP)
+    return clip
 
 
 def test_a_written_video_plays_and_looks_the_same(tmp_path: Path) -> None:
