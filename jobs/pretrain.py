@@ -18,17 +18,17 @@ import click
 
 from scalewright import __version__, command
 from scalewright.cluster import launch
-from scalewright.cluster.supervise import RunFolders, supervise
+from scalewright.cluster.supervise import RunFolders, finished, only_driver, supervise
 from scalewright.config import assign, digest, merge, read_toml, to_dict, to_toml
+from scalewright.data.codec import codec_for
 from scalewright.events import Event, Metrics, Notice
 from scalewright.prepare.embedded import ensure_shapes
 from scalewright.recipes import SHAPES, recipe
 from scalewright.track import Forwarder, absolute_uri
-from scalewright.train.checkpoint import newest_verified
 from scalewright.train.estimate import check_memory, estimate
-from scalewright.train.inputs import check_same_run, identity, open_inputs
+from scalewright.train.inputs import Inputs, check_same_run, identity, open_inputs
 from scalewright.train.run import RunConfig
-from scalewright.train.worker import CHECKPOINTS
+from scalewright.train.worker import write_json
 
 EPILOG = """\b
 Examples:
@@ -87,19 +87,39 @@ def main(
     if config.data.path == SHAPES:
         ensure_shapes(folders.data)
     inputs = open_inputs(config, folders.data)
-    check_memory(config)
+    check_memory(config, workers_run_here=launch.starts_cluster())
     cost = estimate(config, inputs)
     if dry_run:
         show(config, cost, as_json)
         return
-    if fresh:
-        set_aside(folders.run)
-    elif found := newest_verified(folders.run / CHECKPOINTS):
-        check_same_run(found[1].run["identity"], identity(config, inputs), folders.run)
+    if config.log.sample_clips:
+        codec_for(inputs.info.codec, folders.codec_weights)
+    with only_driver(folders.run):
+        if fresh:
+            set_aside(folders.run)
+        check_identity(folders.run, identity(config, inputs))
+        summary = finished(config, folders.run)
+        if summary is None:
+            tracking = absolute_uri(tracking_uri, home)
+            summary = train(config, provenance, folders, inputs, tracking, worker_logs)
+        else:
+            click.echo("all steps are done already", err=True)
+    click.echo(json.dumps(summary))
+
+
+def train(
+    config: RunConfig,
+    provenance: dict[str, Any],
+    folders: RunFolders,
+    inputs: Inputs,
+    tracking_uri: str,
+    worker_logs: bool,
+) -> dict[str, Any]:
+    """Train under Ray, tracked; returns the summary and tells where to look."""
     artifacts = write_settings(folders.run, config, provenance)
     with Forwarder(
         folders.run,
-        absolute_uri(tracking_uri, home),
+        tracking_uri,
         experiment="scalewright",
         run_name=config.name,
         params=to_dict(config),
@@ -109,8 +129,18 @@ def main(
     ) as tracking:
         launch.connect(num_cpus=local_cpus(config), worker_logs=worker_logs)
         summary = supervise(config, folders)
-    click.echo(json.dumps(summary))
     click.echo(f"run: {folders.run}\nMLflow: {tracking.run_url_hint}", err=True)
+    return summary
+
+
+def check_identity(folder: Path, now: dict[str, Any]) -> None:
+    """Refuse to go on with a run begun under other settings; a new run notes its own."""
+    path = folder / "identity.json"
+    if path.exists():
+        check_same_run(json.loads(path.read_text()), now, folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, now)
 
 
 def local_cpus(config: RunConfig) -> int | None:

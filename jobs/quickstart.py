@@ -13,7 +13,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import click
@@ -33,6 +33,7 @@ from scalewright.train.run import RunConfig
 from scalewright.train.worker import CHECKPOINTS
 
 NAME = "quickstart"
+PATIENCE_S = 60
 WIDTHS, BUDGETS, LRS = "32,64,96,128", "1e10,3e10,1e11", "4e-3,8e-3,16e-3"
 TARGET_FLOPS = "6e12"
 PROMPTS = (
@@ -56,9 +57,7 @@ class Stage:
         script, *arguments = self.words
         program = [str(ROOT / script)] if script.startswith("jobs/") else ["-m", script]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:2])}
-        code = subprocess.call(
-            [sys.executable, *program, *arguments], cwd=folder, env=environment
-        )
+        code = _call([sys.executable, *program, *arguments], folder, environment)
         if code == command.INTERRUPTED:
             raise KeyboardInterrupt
         if code:
@@ -67,6 +66,17 @@ class Stage:
                 "Run the quickstart again to go on from there"
             )
         return time.monotonic() - begin_s
+
+
+def _call(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
+    """Run a command to its end; an interrupt is passed on, and waited for while it tidies up."""
+    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait(PATIENCE_S)
+            raise
 
 
 def stages() -> list[Stage]:

@@ -39,8 +39,8 @@ Examples:
   jobs/sample.py "a blue square on a white background" --run runs/demo --frames 1 --size 64x96
 """
 
-# The codec's 8 pixels times the patch's 2.
-SIDE_PX = 16
+# Pixels of a latent position, and frames of a latent frame after the first, of both codecs.
+SPACE_PX, TIME_FRAMES = 8, 4
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,19 +84,18 @@ def main(
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     if steps < 1:
         raise ConfigError(f"--steps {steps}: at least 1")
-    path, manifest = find_checkpoint(source)
+    path, manifest = find_checkpoint(source.resolve())
     config = merge(RunConfig(), manifest.run["config"], where=str(path / MANIFEST))
     codec = codec_for(manifest.run["identity"]["codec"], codec_weights)
     encoder = text_encoder_for(manifest.run["identity"]["text_encoder"], text_weights)
-    shape = latent_shape(size, frames, codec.latent_channels)
+    shape = latent_shape(size, frames, codec.latent_channels, config.model.patch)
     stem = output_stem(out, frames)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    attention, _ = attention_for(device)
+    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    attention, _ = attention_for(device, compute)
     model = meta_model(config.model, attention).to_empty(device=device)
     load_weights(path, model)
-    if device.type == "cuda":
-        # The varlen kernels take half precision only.
-        model = model.to(torch.bfloat16)
+    model = model.to(compute)
     with torch.no_grad():
         (latent,) = sample(
             model,
@@ -125,18 +124,23 @@ def find_checkpoint(source: Path) -> tuple[Path, Manifest]:
     return found
 
 
-def latent_shape(size: str, frames: int, channels: int) -> LatentShape:
+def latent_shape(size: str, frames: int, channels: int, patch: tuple[int, int, int]) -> LatentShape:
     """The latent (T, C, H, W) of a picture or video of `size` pixels and `frames` frames."""
     try:
         height, width = (int(part) for part in size.lower().split("x"))
     except ValueError:
         raise ConfigError(f"--size {size!r}: expected HEIGHTxWIDTH, such as 64x96") from None
-    for side in (height, width):
-        if side < SIDE_PX or side % SIDE_PX:
-            raise ConfigError(f"--size {size}: both sides must be multiples of {SIDE_PX} pixels")
-    if frames < 1 or frames % 4 != 1:
-        raise ConfigError(f"--frames {frames}: the codec takes 1, 5, 9, 13, ... frames")
-    return 1 + frames // 4, channels, height // 8, width // 8
+    for side, patch_side in zip((height, width), patch[1:], strict=True):
+        step = SPACE_PX * patch_side
+        if side < step or side % step:
+            raise ConfigError(f"--size {size}: {side} must be a multiple of {step} pixels")
+    latent_frames = 1 + frames // TIME_FRAMES
+    if frames < 1 or frames % TIME_FRAMES != 1 or latent_frames % patch[0]:
+        raise ConfigError(
+            f"--frames {frames}: the codec takes 1, 5, 9, 13, ... frames, and the model "
+            f"{patch[0]} latent frames at a time"
+        )
+    return latent_frames, channels, height // SPACE_PX, width // SPACE_PX
 
 
 def output_stem(out: Path | None, frames: int) -> Path:

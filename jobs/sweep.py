@@ -10,6 +10,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -94,12 +95,16 @@ def main(
     home = launch.home()
     folder = (out.resolve() if out else home / "sweeps") / name
     data = (home / base.data.path).resolve()
+    if fractions := [width for width in widths if width != int(width)]:
+        raise ConfigError(f"--widths {fractions}: widths are whole numbers")
     if base.data.path == SHAPES:
         ensure_shapes(data)
     trials = [
         Trial(int(width), budget, lr, base.seed + seed)
         for width, budget, lr, seed in itertools.product(widths, budgets, lrs, range(seeds))
     ]
+    if len({trial.key for trial in trials}) < len(trials):
+        raise ConfigError("two cells differ by less than six digits; space the grid wider")
     inputs = check(base, trials, data)
     write_settings(folder, base, inputs)
     launch.connect()
@@ -134,7 +139,9 @@ def write_settings(folder: Path, base: RunConfig, inputs: Inputs) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps(settings))
+    part = path.with_suffix(".toml.part")
+    part.write_text(tomli_w.dumps(settings))
+    os.replace(part, path)
 
 
 def clip_sizes(inputs: Inputs) -> dict[str, list[int]]:

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -34,7 +35,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(config: Config, changes: Mapping[str, Any], where: str) -> Config:
-    """Return `config` with the nested `changes` applied; unknown keys and wrong types are errors."""
+    """Return `config` with the nested `changes` applied; unknown keys, wrong types are errors."""
     return _merge(config, changes, where, prefix="")
 
 
@@ -131,6 +132,8 @@ def _checked(value: Any, annotation: Any, where: str, name: str) -> Any:
         return _checked_tuple(value, arguments, where, name)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {name} = {value}; it must be finite")
     if isinstance(value, annotation) and not (annotation is not bool and isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: {name} = {value!r}; expected {annotation.__name__}")

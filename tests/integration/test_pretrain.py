@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,19 @@ def test_a_run_is_trained_tracked_and_resumed_on_fewer_workers(
     kept = {item.path for item in client.list_artifacts(tracked.info.run_id)}
     assert {"config.toml", "samples"} <= kept
 
-    # Done already: the same command on one worker resumes, finds nothing to do, and stays done.
+    code, again, err = run(tmp_path, "pretrain", *settings)
+    assert code == 0, err
+    assert "all steps are done already" in err
+    assert last_json(again) == summary
+
+    # As after a crash in the last steps: one worker goes on where two stopped.
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "step-00000012")
     code, out, err = run(tmp_path, "pretrain", *settings, "--workers", "1")
     assert code == 0, err
+    assert "start_step 8" in err
     assert last_json(out)["world_size"] == 1
-    assert "start_step 12" in err
+    assert last_json(out)["loss/train"] == pytest.approx(summary["loss/train"], abs=1e-5)
     assert len(client.search_runs([experiment.experiment_id])) == 1
     assert newest_verified(folder / "checkpoints")[1].step == 12  # type: ignore[index]
 

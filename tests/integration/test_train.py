@@ -1,5 +1,6 @@
 """Training in real processes: the same numbers at every world size and after every resume."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from scalewright.errors import ConfigError, DivergedError
 from scalewright.events import EVENTS_FILE, Metrics, read_events
 from scalewright.model.mup import meta_model, param_rules
+from scalewright.model.packed import PackItem, pack
 from scalewright.train.checkpoint import committed, load_weights, newest_verified
 from scalewright.train.parallel import build_model, current_world
 from scalewright.train.worker import CHECKPOINTS, SUMMARY
@@ -112,6 +114,12 @@ def test_a_damaged_checkpoint_is_passed_over(
     train_on(0, small(), tmp_path, data_folder, attempt=2)
     assert difference(last_weights(whole), last_weights(tmp_path)) == 0
     assert newest_verified(tmp_path / CHECKPOINTS)[0] == newest  # type: ignore[index]
+    # The damaged ones are out of the way: they neither count as kept nor come back.
+    names = sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir())
+    assert names == [
+        "step-00000004", "step-00000008", "step-00000008.damaged-2",
+        "step-00000012", "step-00000012.damaged-2",
+    ]  # fmt: skip
 
 
 def test_only_the_newest_checkpoints_are_kept(run_on: Run) -> None:
@@ -132,6 +140,30 @@ def test_divergence_stops_the_run_before_it_is_saved(data_folder: Path, tmp_path
         train_on(0, small("optimizer.lr_peak=1e30", "log.every_steps=100"), tmp_path, data_folder)
     assert committed(tmp_path / CHECKPOINTS) == []
     assert not (tmp_path / SUMMARY).exists()
+
+
+def save_dtypes_seen(rank: int, folder: Path) -> None:
+    config = small("parallel.compute=bfloat16")
+    model = build_model(config, param_rules(config.model), current_world(CPU))
+    seen = {}
+
+    def look(module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
+        seen[type(module).__name__] = [
+            str(x.dtype) for x in inputs if isinstance(x, torch.Tensor) and x.is_floating_point()
+        ]
+
+    model.blocks[0].register_forward_pre_hook(look)
+    items = [PackItem(torch.randn(1, 32, 4, 4), torch.randn(2, 64), 0.9973)]
+    assert model(pack(items, config.model.patch)).dtype == torch.bfloat16
+    (folder / "dtypes.json").write_text(json.dumps(seen))
+
+
+def test_half_precision_spares_noise_levels_and_rotary_tables(tmp_path: Path) -> None:
+    run_ranks(1, save_dtypes_seen, tmp_path)
+    seen = json.loads((tmp_path / "dtypes.json").read_text())
+    (dtypes,) = (found for name, found in seen.items() if name.endswith("Block"))
+    # The stream and the time embedding are half; cosine and sine are not.
+    assert dtypes == ["torch.bfloat16", "torch.bfloat16", "torch.float32", "torch.float32"]
 
 
 def test_recomputation_and_half_precision_stay_close(

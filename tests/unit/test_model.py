@@ -163,6 +163,9 @@ def test_rotation_depends_on_distance_only() -> None:
         ({"width": 40}, "not a multiple of model.head_dim = 16; use 32 or 48"),
         ({"rope_axes": (4, 6, 8)}, "sum to model.head_dim = 16"),
         ({"rope_axes": (3, 7, 6)}, "must be even"),
+        ({"rope_axes": (-4, 14, 6)}, "positive"),
+        ({"patch": (1, 0, 2)}, "every side at least 1"),
+        ({"mup_base_width": 24}, "the base model must exist too"),
         ({"depth": 0}, r"model.depth = 0; it must be at least 1"),
     ],
 )
@@ -180,7 +183,7 @@ def test_latent_must_divide_by_the_patch() -> None:
 def test_memory_shrinks_with_workers_and_recomputation() -> None:
     def total(workers: int, recompute: bool) -> int:
         return memory_estimate(
-            KANDINSKY, workers=workers, pack_tokens=40_000, compute_bytes=2,
+            KANDINSKY, workers=workers, packs_per_worker=1, pack_tokens=40_000, compute_bytes=2,
             activation_checkpointing=recompute,
         ).total_bytes  # fmt: skip
 

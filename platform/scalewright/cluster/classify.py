@@ -6,7 +6,7 @@ from typing import Literal
 
 from scalewright.errors import ScalewrightError
 
-Cause = Literal["refused", "exception", "process", "controller"]
+Cause = Literal["refused", "exception", "process", "placement", "controller"]
 
 # What the surviving ranks say when a peer is gone.
 _CONSEQUENCES = (
@@ -36,7 +36,8 @@ class Failure:
     """Why an attempt ended: the cause, the rank it began on if known, and what was said.
 
     refused: the platform itself stopped with a message for the user; restarting cannot help.
-    exception: code of a worker raised. process: a worker died. controller: Ray's side failed.
+    exception: code of a worker raised. process: a worker died. placement: too few workers fit the
+    cluster. controller: Ray's side failed.
     """
 
     cause: Cause

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from scalewright.command import heed_sigterm
+from scalewright.errors import ScalewrightError
 
 # Ray Train's defaults wait ten minutes for a frozen worker.
 _TRAIN_SETTINGS = {
@@ -36,7 +37,7 @@ def connect(*, num_cpus: int | None = None, worker_logs: bool = False) -> None:
         "log_to_driver": worker_logs,
         "logging_level": "error",
     }
-    if not os.environ.get("RAY_ADDRESS"):
+    if starts_cluster():
         # Ray Train's placement-group cleaner asks the dashboard's state API.
         options |= {
             "address": "local",
@@ -45,9 +46,21 @@ def connect(*, num_cpus: int | None = None, worker_logs: bool = False) -> None:
             "dashboard_host": "127.0.0.1",
             "_node_ip_address": "127.0.0.1",
         }
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS")
+        raise ScalewrightError(
+            f"no Ray cluster answers at RAY_ADDRESS = {address!r}: {error}. Start one, or unset "
+            "RAY_ADDRESS to run on this machine"
+        ) from None
     # Ray answers SIGTERM with a stack trace and its own exit.
     heed_sigterm()
+
+
+def starts_cluster() -> bool:
+    """Whether `connect` starts a cluster on this machine, where all workers then run."""
+    return not os.environ.get("RAY_ADDRESS")
 
 
 def slots(gpus_per_worker: int) -> int:

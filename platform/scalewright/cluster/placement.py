@@ -20,7 +20,7 @@ def choose_workers(config: RunConfig, slots: int) -> int:
     if not legal:
         kind = "GPUs" if parallel.gpus_per_worker else "CPUs"
         raise ConfigError(
-            f"the cluster has {slots} free {kind}; the run needs parallel.min_workers = "
+            f"the cluster has {slots} {kind}; the run needs parallel.min_workers = "
             f"{parallel.min_workers} to parallel.workers = {parallel.workers} that divide "
             f"data.packs_per_step = {packs}; add nodes or lower parallel.min_workers"
         )

@@ -3,6 +3,8 @@
 import fcntl
 import json
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from scalewright.cluster.launch import slots
 from scalewright.cluster.placement import choose_workers
 from scalewright.cluster.policy import Ended, Stop, decide
 from scalewright.config import merge, to_dict
-from scalewright.errors import ScalewrightError
+from scalewright.errors import ConfigError, ScalewrightError
 from scalewright.events import EVENTS_FILE, EventLog
 from scalewright.train.checkpoint import committed
 from scalewright.train.run import RunConfig
@@ -51,28 +53,48 @@ class RunFolders:
 def supervise(config: RunConfig, folders: RunFolders) -> dict[str, Any]:
     """Train until the run is done; returns its summary.
 
-    Raises `RunStoppedError` when restarting cannot help, KeyboardInterrupt on Ctrl-C. Whatever ends
-    it, the same call goes on from the newest verified checkpoint.
+    Raises `RunStoppedError` when restarting cannot help, `ConfigError` when the run never fitted
+    the cluster, KeyboardInterrupt on Ctrl-C. Whatever ends it, the same call goes on from the
+    newest verified checkpoint. Hold `only_driver` around it.
     """
     history: list[Ended] = []
-    with _only_driver(folders.run):
-        while True:
-            attempt = _next_attempt(folders.run)
-            failure = _attempt(config, folders, attempt)
-            if failure is None:
-                return json.loads((folders.run / SUMMARY).read_text())
-            history.append(Ended(failure, _checkpoint_step(folders.run)))
-            _note(folders.run, attempt, failure)
-            decision = decide(history, config.parallel.max_restarts)
-            if isinstance(decision, Stop):
-                raise RunStoppedError(decision.reason, decision.exit_code)
-            logger.warning("attempt %d ended (%s); restarting", attempt, failure.signature)
-            time.sleep(decision.delay_s)
+    while True:
+        attempt = _next_attempt(folders.run)
+        failure = _placed_attempt(config, folders, attempt, first=not history)
+        if failure is None:
+            return json.loads((folders.run / SUMMARY).read_text())
+        history.append(Ended(failure, _checkpoint_step(folders.run)))
+        _note(folders.run, attempt, failure)
+        decision = decide(history, config.parallel.max_restarts)
+        if isinstance(decision, Stop):
+            raise RunStoppedError(decision.reason, decision.exit_code)
+        logger.warning("attempt %d ended (%s); restarting", attempt, failure.signature)
+        time.sleep(decision.delay_s)
 
 
-def _attempt(config: RunConfig, folders: RunFolders, attempt: int) -> Failure | None:
+def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that has taken all its steps."""
+    path = folder / SUMMARY
+    summary = json.loads(path.read_text()) if path.exists() else None
+    return summary if summary and summary["steps"] == config.steps else None
+
+
+def _placed_attempt(
+    config: RunConfig, folders: RunFolders, attempt: int, *, first: bool
+) -> Failure | None:
+    """An attempt on as many workers as fit; later on, too few may be a node that will be back."""
+    try:
+        workers = choose_workers(config, slots(config.parallel.gpus_per_worker))
+    except ConfigError as error:
+        if first:
+            raise
+        return Failure("placement", str(error))
+    with _own_interrupts():
+        return _attempt(config, folders, attempt, workers)
+
+
+def _attempt(config: RunConfig, folders: RunFolders, attempt: int, workers: int) -> Failure | None:
     """Run one worker group to its end; None if the run is done."""
-    workers = choose_workers(config, slots(config.parallel.gpus_per_worker))
     (folders.run / SUMMARY).unlink(missing_ok=True)
     place = RunPlace(folders.run, folders.data, attempt, folders.codec_weights)
     trainer = TorchTrainer(
@@ -138,10 +160,24 @@ def _note(folder: Path, attempt: int, failure: Failure) -> None:
 
 
 @contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
-    """Two drivers on one run would write the same checkpoints; the second one is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "driver.lock").open("w") as lock:
+def _own_interrupts() -> Iterator[None]:
+    """Take back Ctrl-C afterwards: Ray Train leaves a handler that would swallow it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def only_driver(folder: Path) -> Iterator[None]:
+    """Two drivers on one run would write the same files; the second one is refused.
+
+    The lock lies beside the run's folder, so that it holds also while the folder is moved.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

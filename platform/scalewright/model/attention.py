@@ -27,10 +27,14 @@ class Segments:
 Attention = Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
 
 
-def attention_for(device: torch.device) -> tuple[Attention, str]:
-    """The fastest back end that works on `device`, and its name with the reason."""
+def attention_for(device: torch.device, compute: torch.dtype) -> tuple[Attention, str]:
+    """The fastest back end that works on `device` in `compute`, and its name with the reason."""
     if device.type != "cuda":
         return segment_attention, f"SDPA clip by clip: no varlen kernel exists for {device.type}"
+    if compute not in (torch.bfloat16, torch.float16):
+        return segment_attention, f"SDPA clip by clip: no varlen kernel takes {compute}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return segment_attention, "SDPA clip by clip: varlen kernels need compute capability 8.0"
     if importlib.util.find_spec("flash_attn") is not None:
         return flash_attention, "flash-attn: it is installed"
     return torch_varlen_attention, "torch varlen: flash-attn is not installed"

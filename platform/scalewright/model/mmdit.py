@@ -72,8 +72,9 @@ class Block(nn.Module):
 
     def _attend(self, x_ND: Tensor, cosine: Tensor, sine: Tensor, segments: Segments) -> Tensor:
         q, k, v = self.qkv(x_ND).view(-1, 3, self.heads, self.head_dim).unbind(1)
-        q = rotate(self.query_norm(q), cosine, sine)
-        k = rotate(self.key_norm(k), cosine, sine)
+        # Autocast may leave normalised queries wider than the values; kernels want one type.
+        q = rotate(self.query_norm(q), cosine, sine).to(v.dtype)
+        k = rotate(self.key_norm(k), cosine, sine).to(v.dtype)
         return self.attention_out(self.attention(q, k, v, segments).flatten(1))
 
 

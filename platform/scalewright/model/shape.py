@@ -50,13 +50,22 @@ class ModelConfig:
                 f"model.width = {self.width} is not a multiple of model.head_dim = "
                 f"{self.head_dim}; use {below} or {below + self.head_dim}"
             )
-        if sum(self.rope_axes) != self.head_dim or any(axis % 2 for axis in self.rope_axes):
+        if sum(self.rope_axes) != self.head_dim or any(a < 2 or a % 2 for a in self.rope_axes):
             raise ConfigError(
-                f"model.rope_axes = {list(self.rope_axes)} must be even and sum to "
+                f"model.rope_axes = {list(self.rope_axes)} must be even, positive and sum to "
                 f"model.head_dim = {self.head_dim}"
             )
-        if self.time_freq_dim % 2:
-            raise ConfigError(f"model.time_freq_dim = {self.time_freq_dim}; it must be even")
+        if self.time_freq_dim < 2 or self.time_freq_dim % 2:
+            raise ConfigError(f"model.time_freq_dim = {self.time_freq_dim}; even, at least 2")
+        if self.mup_base_width % self.head_dim:
+            raise ConfigError(
+                f"model.mup_base_width = {self.mup_base_width} is not a multiple of "
+                f"model.head_dim = {self.head_dim}: the base model must exist too"
+            )
+        if min(self.patch) < 1:
+            raise ConfigError(f"model.patch = {list(self.patch)}; every side at least 1")
+        if self.rope_theta <= 0:
+            raise ConfigError(f"model.rope_theta = {self.rope_theta}; it must be positive")
 
     @property
     def heads(self) -> int:
@@ -193,14 +202,16 @@ def memory_estimate(
     config: ModelConfig,
     *,
     workers: int,
+    packs_per_worker: int,
     pack_tokens: int,
     compute_bytes: int,
     activation_checkpointing: bool,
 ) -> MemoryEstimate:
     """Memory of one of `workers` fully sharded workers that eats packs of `pack_tokens`.
 
-    Weights, gradients and Adam's two moments are fp32 and sharded; two blocks are gathered at a
-    time in the compute type (`compute_bytes` a number). A block keeps about 34·d numbers a token
+    Weights, gradients and Adam's two moments are fp32 and sharded, but gradients are whole while
+    several packs of a step are added up; two blocks are gathered at a time in the compute type
+    (`compute_bytes` a number). A block keeps about 34·d numbers a token
     for its backward pass (its inputs to norms, modulation, qkv, attention, feed-forward), or only
     its input, d, with activation checkpointing plus one block being recomputed.
     """
@@ -215,7 +226,7 @@ def memory_estimate(
     kept = config.width * pack_tokens * compute_bytes
     return MemoryEstimate(
         weights_bytes=4 * shard,
-        gradients_bytes=4 * shard,
+        gradients_bytes=4 * (shard if packs_per_worker == 1 else count),
         optimizer_bytes=8 * shard,
         gathered_bytes=2 * block * compute_bytes if workers > 1 else 0,
         activations_bytes=(

@@ -1,6 +1,7 @@
 """The embedded default data: rendered moving shapes, prepared when they are first asked for."""
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -15,10 +16,13 @@ PICTURES = 160
 
 
 def ensure_shapes(folder: Path) -> None:
-    """Render and encode the embedded clips into `folder`, unless its catalogue is there."""
+    """Render and encode the embedded clips into `folder`, whole or not at all, if not yet there."""
     if (folder / FILE_NAME).exists():
         return
     logger.warning("%s: rendering and encoding the embedded clips", folder)
-    with tempfile.TemporaryDirectory() as media:
-        captions = render_shapes(Path(media), videos=VIDEOS, pictures=PICTURES, seed=0)
-        prepare(Path(media), captions, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        media, part = Path(scratch) / "media", Path(scratch) / "data"
+        captions = render_shapes(media, videos=VIDEOS, pictures=PICTURES, seed=0)
+        prepare(media, captions, part)
+        os.replace(part, folder)

@@ -122,7 +122,7 @@ class Checkpointer:
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Manifest | None:
         """Load the newest checkpoint that verifies into model and optimizer; None if none is."""
-        chosen = newest_verified(self._folder) if self._world.rank == 0 else None
+        chosen = self._choose() if self._world.rank == 0 else None
         if self._world.sharded:
             box = [chosen]
             dist.broadcast_object_list(box, src=0, group=self._group)
@@ -139,6 +139,15 @@ class Checkpointer:
         )
         _set_optimizer_steps(optimizer, manifest.step)
         return manifest
+
+    def _choose(self) -> tuple[Path, Manifest] | None:
+        """The newest that verifies; newer ones are set aside, or they would outlive good ones."""
+        chosen = newest_verified(self._folder)
+        for path in committed(self._folder):
+            if chosen is not None and path == chosen[0]:
+                break
+            os.replace(path, path.with_name(f"{path.name}.damaged-{self._attempt}"))
+        return chosen
 
 
 def train_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def committed(folder: Path) -> list[Path]:
     """Checkpoints that were renamed into place, newest first; not verified yet."""
-    return sorted((path for path in folder.glob("step-*") if path.suffix != ".part"), reverse=True)
+    return sorted((path for path in folder.glob("step-*") if not path.suffix), reverse=True)
 
 
 def newest_verified(folder: Path) -> tuple[Path, Manifest] | None:
@@ -184,7 +193,10 @@ def verify(path: Path) -> Manifest:
         raise CheckpointError(f"{path}: no readable {MANIFEST}: {error}") from None
     for name, expected in manifest.files.items():
         file = path / name
-        found = _fingerprint(file) if file.exists() else None
+        try:
+            found: object = _fingerprint(file)
+        except OSError as error:
+            found = error
         if found != expected:
             raise CheckpointError(f"{file}: damaged: expected {expected}, found {found}")
     return manifest

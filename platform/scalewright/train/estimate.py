@@ -24,23 +24,27 @@ def memory_of(config: RunConfig, workers: int) -> MemoryEstimate:
     return memory_estimate(
         config.model,
         workers=workers,
+        packs_per_worker=config.data.packs_per_step // workers,
         pack_tokens=config.data.pack_tokens,
         compute_bytes=config.parallel.compute_bytes,
         activation_checkpointing=config.parallel.activation_checkpointing,
     )
 
 
-def check_memory(config: RunConfig) -> None:
-    """Refuse a run whose workers cannot hold it, where the memory of a worker is known."""
-    parallel = config.parallel
+def check_memory(config: RunConfig, *, workers_run_here: bool) -> None:
+    """Refuse a run whose workers cannot hold it, where the memory of a worker is known.
+
+    That is `parallel.memory_gib` if it is set, else this machine's if the workers run on it.
+    """
+    parallel, workers = config.parallel, max(_worlds(config))
+    limit: tuple[float, str] | None = None
     if parallel.memory_gib is not None:
         limit = (parallel.memory_gib * 2**30, "parallel.memory_gib")
-    else:
-        known = worker_memory_bytes(parallel.workers, parallel.gpus_per_worker)
-        if known is None:
-            return
-        limit = known
-    need = memory_of(config, parallel.workers).total_bytes
+    elif workers_run_here:
+        limit = worker_memory_bytes(workers, parallel.gpus_per_worker)
+    if limit is None:
+        return
+    need = memory_of(config, workers).total_bytes
     if need > limit[0]:
         raise ConfigError(
             f"a worker needs about {need / 2**30:.1f} GiB and has {limit[0] / 2**30:.1f} GiB "

@@ -35,7 +35,7 @@ def _measured_matmul(device: torch.device) -> float:
 
 
 def worker_memory_bytes(workers: int, gpus_per_worker: int) -> tuple[float, str] | None:
-    """Memory of one worker if this machine can tell; None where only another machine could."""
+    """Memory of one of `workers` workers that all run on this machine; None if it has no GPU."""
     if gpus_per_worker:
         if not torch.cuda.is_available():
             return None

@@ -123,6 +123,7 @@ def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     return {
         **{key: tree[key] for key in kept},
         "data": data,
+        "compute": config.parallel.compute,
         "snapshot": inputs.snapshot,
         "codec": inputs.info.codec,
         "text_encoder": inputs.info.text_encoder,

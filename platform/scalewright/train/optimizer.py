@@ -39,6 +39,8 @@ class OptimizerConfig:
                 raise ConfigError(
                     f"optimizer.{name} = {getattr(self, name)}; allowed: 0 to below 1"
                 )
+        if self.weight_decay < 0:
+            raise ConfigError(f"optimizer.weight_decay = {self.weight_decay}; at least 0")
         if self.warmup_steps < 0:
             raise ConfigError(f"optimizer.warmup_steps = {self.warmup_steps}; at least 0")
         if not 0 <= self.lr_final_share <= 1:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -48,18 +49,23 @@ def build_model(config: RunConfig, rules: dict[str, ParamRule], world: World) ->
     Every block is its own FSDP unit, so that two blocks at a time are gathered. Recomputation
     stands inside the unit, so that it sees gathered weights.
     """
-    attention, _ = attention_for(world.device)
+    compute = getattr(torch, config.parallel.compute)
+    attention, _ = attention_for(world.device, compute)
     model = meta_model(
         config.model,
         attention,
         activation_checkpointing=config.parallel.activation_checkpointing,
     )
-    compute = getattr(torch, config.parallel.compute)
     if world.sharded:
-        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+        # Inputs stay as they are: noise levels and rotary tables must not be rounded to bf16.
+        policy = MixedPrecisionPolicy(
+            param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        # By default the mesh would take any accelerator it sees, also under CPU workers.
+        mesh = init_device_mesh(world.device.type, (world.size,))
         for block in model.blocks:
-            fully_shard(block, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
     materialise(model, rules, config.seed, world.device)
     return model
 

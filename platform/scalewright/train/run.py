@@ -39,6 +39,10 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel.gpus_per_worker = {self.gpus_per_worker}; a worker drives 0 or 1 GPU"
             )
+        if self.collective_timeout_s < 1:
+            raise ConfigError(
+                f"parallel.collective_timeout_s = {self.collective_timeout_s}; at least 1"
+            )
         if self.max_restarts < 0:
             raise ConfigError(f"parallel.max_restarts = {self.max_restarts}; at least 0")
 
@@ -108,8 +112,10 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or any(c not in _NAME_CHARACTERS for c in self.name):
-            raise ConfigError(f"name = {self.name!r}; letters, digits, '.', '_' and '-' only")
+        if not self.name.strip(".") or any(c not in _NAME_CHARACTERS for c in self.name):
+            raise ConfigError(
+                f"name = {self.name!r}; letters, digits, '.', '_' and '-', and not dots alone"
+            )
         if self.steps < 1:
             raise ConfigError(f"steps = {self.steps}; at least 1")
         if self.optimizer.warmup_steps > self.steps:

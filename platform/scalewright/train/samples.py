@@ -27,14 +27,14 @@ class SampleSet:
     def draw(
         self, model: nn.Module, config: RunConfig, device: torch.device, autocast: torch.autocast
     ) -> list[Tensor]:
-        """Frames (F, 3, H, W) in [-1, 1] for every prompt. Every rank must call it."""
+        """A latent for every prompt. Every rank must call it: weights are gathered from all."""
 
         def velocity(batch):  # type: ignore[no-untyped-def]
             with autocast:
                 return model(batch)
 
         with torch.no_grad():
-            latents = sample(
+            return sample(
                 velocity,
                 self.prompts,
                 self.null_text,
@@ -44,7 +44,6 @@ class SampleSet:
                 guidance=config.log.guidance,
                 device=device,
             )
-        return [self.codec.decode(latent).clamp(-1, 1) for latent in latents]
 
 
 def sample_set(samples: Sequence[Sample], null_text: Tensor, codec: Codec, seed: int) -> SampleSet:

@@ -38,7 +38,7 @@ class Trial:
 
     @property
     def key(self) -> str:
-        return f"w{self.width:04d}-b{self.budget_flops:.3g}-lr{self.lr_peak:.3g}-s{self.seed}"
+        return f"w{self.width:04d}-b{self.budget_flops:g}-lr{self.lr_peak:g}-s{self.seed}"
 
 
 def trial_config(base: RunConfig, trial: Trial, steps: int, warmup_share: float) -> RunConfig:

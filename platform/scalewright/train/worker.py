@@ -93,7 +93,9 @@ class _Worker:
             "attempt",
             world_size=self.world.size,
             start_step=start,
-            attention=attention_for(self.world.device)[1],
+            attention=attention_for(
+                self.world.device, getattr(torch, self.config.parallel.compute)
+            )[1],
             peak=self.peak,
         )
         loader = Loader(
@@ -105,6 +107,7 @@ class _Worker:
             stop_step=self.config.steps,
         )
         log, every = self.config.log, self.config.checkpoint.every_steps
+        also = (log.validate_every_steps, log.sample_every_steps)
         last: dict[str, float] = {}
         with loader:
             self.meter.restart()
@@ -112,7 +115,7 @@ class _Worker:
             for data in loader:
                 self._step(data)
                 done = data.step + 1
-                if self._due(done, log.every_steps, every, log.validate_every_steps):
+                if self._due(done, log.every_steps, every, *also):
                     wait_s, waited_s = loader.wait_s - waited_s, loader.wait_s
                     last |= self._report(done, wait_s)
                 if self._due(done, every):
@@ -202,10 +205,11 @@ class _Worker:
     def _draw(self, done: int) -> None:
         if not self.samples.prompts:
             return
-        drawn = self.samples.draw(self.model, self.config, self.world.device, self.autocast)
+        latents = self.samples.draw(self.model, self.config, self.world.device, self.autocast)
         if self.events is not None:
-            for index, frames in enumerate(drawn):
+            for index, latent in enumerate(latents):
                 stem = self.place.folder / "samples" / f"step-{done:08d}-{index}"
+                frames = self.samples.codec.decode(latent).clamp(-1, 1)
                 self.events.artifact(write_frames(frames, stem), "samples", done)
         self.meter.restart()
 
