@@ -34,7 +34,7 @@ from scalewright.train.worker import CHECKPOINTS
 
 NAME = "quickstart"
 PATIENCE_S = 60
-WIDTHS, BUDGETS, LRS = "32,64,96,128", "1e10,3e10,1e11", "4e-3,8e-3,16e-3"
+WIDTHS, BUDGETS, LRS = "48,64,96,128", "1e11,3e11", "8e-3,16e-3,32e-3"
 TARGET_FLOPS = "6e12"
 PROMPTS = (
     ("a red circle moves right on a dark background", 17),
