@@ -1,6 +1,6 @@
 """Real ranks on this machine: one process each, joined by gloo on loopback."""
 
-import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,17 @@ def small(*assignments: str) -> RunConfig:
 
 def run_ranks(world: int, target: Callable[..., None], *arguments: Any) -> None:
     """Call `target(rank, *arguments)` in `world` processes of one gloo group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_join, (world, port, target, arguments), nprocs=world)
+    with tempfile.TemporaryDirectory() as folder:
+        # Ranks meet at a file: a port found free now may be taken by the time they do.
+        meeting = f"file://{folder}/meeting"
+        mp.spawn(_join, (world, meeting, target, arguments), nprocs=world)
 
 
 def _join(
-    rank: int, world: int, port: int, target: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int, world: int, meeting: str, target: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     target(rank, *arguments)
     dist.destroy_process_group()
 

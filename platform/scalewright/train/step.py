@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scalewright.objective.flow import NoisedPack, squared_error
-from scalewright.train.optimizer import set_lr
+from scalewright.data.loader import StepData
+from scalewright.objective.flow import NoisedPack, squared_error, training_pack
+from scalewright.train.inputs import Inputs
+from scalewright.train.optimizer import lr_at, set_lr
 from scalewright.train.parallel import World, local, set_gradient_sync, total_norm
+from scalewright.train.run import RunConfig
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,39 @@ class StepResult:
 
     loss_share: Tensor
     gradient_norm: Tensor
+
+
+def take_step(
+    config: RunConfig,
+    inputs: Inputs,
+    data: StepData,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+    autocast: torch.autocast,
+) -> StepResult:
+    """Noise this rank's clips of a step as the config says, and train on them."""
+    packs = [
+        training_pack(
+            samples,
+            inputs.null_text,
+            config.flow,
+            config.model.patch,
+            seed=config.seed,
+            step=data.step,
+        ).to(world.device)
+        for samples in data.packs
+    ]
+    return train_step(
+        model,
+        optimizer,
+        packs,
+        elements=inputs.elements(data.step),
+        lr=lr_at(data.step, config.steps, config.optimizer),
+        clip_norm=config.optimizer.clip_norm,
+        world=world,
+        autocast=autocast,
+    )
 
 
 def train_step(

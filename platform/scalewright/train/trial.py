@@ -14,12 +14,11 @@ from scalewright.data.loader import Loader
 from scalewright.errors import ConfigError
 from scalewright.model.mup import param_rules
 from scalewright.model.shape import block_parameters, parameters
-from scalewright.objective.flow import training_pack
 from scalewright.train.inputs import Inputs, open_inputs
-from scalewright.train.optimizer import build_optimizer, lr_at
+from scalewright.train.optimizer import build_optimizer
 from scalewright.train.parallel import autocast, build_model, current_world
 from scalewright.train.run import RunConfig
-from scalewright.train.step import train_step
+from scalewright.train.step import take_step
 from scalewright.train.validate import plan_validation
 
 # A loss this many times that of an untrained model will not come back within a sweep's run.
@@ -119,27 +118,7 @@ def _train(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         inputs.reader, inputs.order, rank=0, world=1, start_step=0, stop_step=config.steps
     ) as loader:
         for data in loader:
-            packs = [
-                training_pack(
-                    samples,
-                    inputs.null_text,
-                    config.flow,
-                    config.model.patch,
-                    seed=config.seed,
-                    step=data.step,
-                )
-                for samples in data.packs
-            ]
-            result = train_step(
-                model,
-                optimizer,
-                packs,
-                elements=inputs.elements(data.step),
-                lr=lr_at(data.step, config.steps, config.optimizer),
-                clip_norm=config.optimizer.clip_norm,
-                world=world,
-                autocast=cast,
-            )
+            result = take_step(config, inputs, data, model, optimizer, world, cast)
             losses.append(result.loss_share)
             if data.step % CHECK_EVERY_STEPS == 0 and (reason := _diverged(losses)):
                 return {"status": "diverged", "reason": f"step {data.step}: {reason}"}

@@ -18,7 +18,6 @@ from scalewright.events import EVENTS_FILE, EventLog
 from scalewright.model.attention import attention_for
 from scalewright.model.mmdit import MMDiT
 from scalewright.model.mup import param_rules
-from scalewright.objective.flow import training_pack
 from scalewright.train.checkpoint import Checkpointer
 from scalewright.train.hardware import peak_flops
 from scalewright.train.inputs import check_same_run, identity, open_inputs
@@ -27,7 +26,7 @@ from scalewright.train.optimizer import build_optimizer, lr_at
 from scalewright.train.parallel import World, autocast, build_model, current_world
 from scalewright.train.run import RunConfig
 from scalewright.train.samples import SampleSet, sample_set, write_frames
-from scalewright.train.step import train_step
+from scalewright.train.step import take_step
 from scalewright.train.validate import Validation, plan_validation
 
 logger = logging.getLogger(__name__)
@@ -147,33 +146,20 @@ class _Worker:
         return manifest.step
 
     def _step(self, data: StepData) -> None:
-        config, step = self.config, data.step
-        packs = [
-            training_pack(
-                samples,
-                self.inputs.null_text,
-                config.flow,
-                config.model.patch,
-                seed=config.seed,
-                step=step,
-            ).to(self.world.device)
-            for samples in data.packs
-        ]
-        result = train_step(
+        result = take_step(
+            self.config,
+            self.inputs,
+            data,
             self.model,
             self.optimizer,
-            packs,
-            elements=self.inputs.elements(step),
-            lr=lr_at(step, config.steps, config.optimizer),
-            clip_norm=config.optimizer.clip_norm,
-            world=self.world,
-            autocast=self.autocast,
+            self.world,
+            self.autocast,
         )
         self.meter.add(
             result,
-            clips=len(self.inputs.order.tokens(step)),
-            visual_tokens=self.inputs.visual_tokens(step),
-            flops=self.inputs.flops(step),
+            clips=len(self.inputs.order.tokens(data.step)),
+            visual_tokens=self.inputs.visual_tokens(data.step),
+            flops=self.inputs.flops(data.step),
         )
 
     def _due(self, done: int, *every: int) -> bool:
