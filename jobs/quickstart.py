@@ -29,7 +29,6 @@ from scalewright.recipes import demo
 from scalewright.train.checkpoint import load_weights, newest_verified
 from scalewright.train.inputs import open_inputs
 from scalewright.train.judge import Judgement, judge
-from scalewright.train.run import RunConfig
 from scalewright.train.worker import CHECKPOINTS
 
 NAME = "quickstart"
@@ -127,7 +126,9 @@ def main() -> None:
     judgement = judge_run(folder)
     report(folder, judgement, times_s)
     if not judgement.learnt:
-        raise ScalewrightError("the model has not learnt more than can be said without the text")
+        raise ScalewrightError(
+            "the run has not learnt its captions: its losses above must be below those without text"
+        )
 
 
 def judge_run(folder: Path) -> Judgement:
@@ -138,12 +139,10 @@ def judge_run(folder: Path) -> Judgement:
         raise ScalewrightError(f"{folder}: no checkpoint that verifies; run the quickstart again")
     model = meta_model(config.model).to_empty(device=torch.device("cpu"))
     load_weights(found[0], model)
-    return judge(folder, config, model, training_clips(config))
-
-
-def training_clips(config: RunConfig) -> list:
     inputs = open_inputs(config, home() / config.data.path)
-    return inputs.read(inputs.catalogue.entries("train"))
+    training = inputs.read(inputs.catalogue.entries("train"))
+    validation = inputs.read(inputs.validation)
+    return judge(folder, config, model, training, validation, inputs.null_text)
 
 
 def report(folder: Path, judgement: Judgement, times_s: dict[str, float]) -> None:
@@ -156,12 +155,12 @@ def report(folder: Path, judgement: Judgement, times_s: dict[str, float]) -> Non
         "",
         *(f"{seconds:7.1f} s  {title}" for title, seconds in times_s.items()),
         "",
-        f"training loss                 {judgement.train:.4f}",
-        f"best linear without text      {judgement.linear:.4f}  "
+        f"training loss                   {judgement.train:.4f}",
+        f"best linear without text        {judgement.linear:.4f}  "
         f"(the run is {1 - judgement.train / judgement.linear:.1%} below)",
-        f"loss at pure noise            {judgement.noise:.4f}",
-        f"best without text there       {judgement.noise_text_free:.4f}  "
-        f"(the run is {1 - judgement.noise / judgement.noise_text_free:.1%} below)",
+        f"validation loss, own caption    {judgement.own_text:.4f}",
+        f"  with another clip's caption   {judgement.other_text:.4f}",
+        f"  without a caption             {judgement.no_text:.4f}",
         "",
         f"videos and pictures   {folder}/prompt-*.mp4, prompt-*.png, samples/",
         f"laws and figures      {folder}/sweep/fit/",

@@ -1,6 +1,5 @@
-"""What can be predicted without the text: the losses a text-to-video model has to beat."""
+"""What can be predicted without the text: the loss a text-to-video model has to beat."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -34,23 +33,6 @@ def linear_text_free_loss(
         shape = torch.tensor([shifted(t, flow, tokens) for t in levels], dtype=torch.float64)
         loss = (_residual(first, shape) + (frames - 1) * _residual(later, shape)) / frames
         total, elements = total + loss * size, elements + size
-    return total / elements
-
-
-def pure_noise_text_free_loss(samples: Sequence[Sample]) -> float:
-    """Loss at t = 1 of the best prediction of any kind that does not see the text.
-
-    There x_t is pure noise and tells nothing of the clip, so the best is the mean latent of all
-    clips of that shape, place by place. No restriction of class: only text can do better.
-    """
-    groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
-    for sample in samples:
-        groups[sample.latent.shape].append(sample.latent.double())
-    total, elements = 0.0, 0
-    for latents in groups.values():
-        stack = torch.stack(latents)
-        total += (stack - stack.mean(0)).square().sum().item()
-        elements += stack.numel()
     return total / elements
 
 

@@ -1,48 +1,62 @@
 """Has a run learnt what its text says? Its losses beside those of predictions without text."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scalewright.data.sample import Sample
 from scalewright.errors import DataError
 from scalewright.events import EVENTS_FILE, Metrics, read_events
-from scalewright.objective.baseline import linear_text_free_loss, pure_noise_text_free_loss
-from scalewright.objective.flow import evaluation_pack, squared_error
+from scalewright.objective.baseline import linear_text_free_loss
+from scalewright.train.parallel import autocast, current_world
 from scalewright.train.run import RunConfig
-
-_BATCH = 16
+from scalewright.train.validate import plan_validation
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Losses (mean squared error of the velocity) of a run and of its text-free rivals.
+    """Losses (mean squared error of the velocity) of a run and of predictions without text.
 
-    `train`: the run's mean over its last tenth; `linear`: best linear prediction from the noised
-    patch, averaged over the same noise levels. `noise_*`: at t = 1, where the input is pure
-    noise, so that whatever is below `noise_text_free` was read in the text.
+    `train`: the run's mean over its last tenth; `linear`: the best linear prediction from the
+    noised patch, fitted to the training clips themselves, at the same noise levels.
+    `own_text`, `other_text`, `no_text`: the model on validation clips, given their own caption,
+    that of another clip, or none.
     """
 
     train: float
     linear: float
-    noise: float
-    noise_text_free: float
+    own_text: float
+    other_text: float
+    no_text: float
 
     @property
     def learnt(self) -> bool:
-        return self.train < self.linear and self.noise < self.noise_text_free
+        return self.train < self.linear and self.own_text < min(self.other_text, self.no_text)
 
 
-def judge(run: Path, config: RunConfig, model: nn.Module, samples: Sequence[Sample]) -> Judgement:
-    """Compare a finished run, its model in this process, on its training clips."""
+def judge(
+    run: Path,
+    config: RunConfig,
+    model: nn.Module,
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    null_text: Tensor,
+) -> Judgement:
+    """Compare a finished run, its whole model in this process."""
+    others = itertools.islice(itertools.cycle(validation), 1, len(validation) + 1)
+    swapped = [
+        replace(clip, text=other.text) for clip, other in zip(validation, others, strict=True)
+    ]
     return Judgement(
         train=last_training_loss(run, config.steps),
-        linear=linear_text_free_loss(samples, config.flow, config.model.patch),
-        noise=pure_noise_loss(model, samples, config),
-        noise_text_free=pure_noise_text_free_loss(samples),
+        linear=linear_text_free_loss(training, config.flow, config.model.patch),
+        own_text=_loss(config, model, validation),
+        other_text=_loss(config, model, swapped),
+        no_text=_loss(config, model, [replace(clip, text=null_text) for clip in validation]),
     )
 
 
@@ -66,13 +80,14 @@ def last_training_loss(run: Path, steps: int) -> float:
     return sum(losses) / len(losses)
 
 
-def pure_noise_loss(model: nn.Module, samples: Sequence[Sample], config: RunConfig) -> float:
-    """The model's loss at t = 1 with the true text, over all elements of `samples`."""
-    total, elements = 0.0, 0
-    with torch.no_grad():
-        for begin in range(0, len(samples), _BATCH):
-            clips = samples[begin : begin + _BATCH]
-            pack = evaluation_pack(clips, [1.0] * len(clips), config.model.patch, seed=config.seed)
-            total += squared_error(model(pack.batch), pack.target).item()
-            elements += pack.target.numel()
-    return total / elements
+def _loss(config: RunConfig, model: nn.Module, samples: Sequence[Sample]) -> float:
+    world = current_world(torch.device("cpu"))
+    plan = plan_validation(
+        samples,
+        config.flow,
+        config.model,
+        config.data.pack_tokens,
+        levels=config.log.validation_levels,
+        seed=config.seed,
+    )
+    return plan.loss(model, world, autocast(config, world))["all"]
