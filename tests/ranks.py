@@ -44,6 +44,8 @@ def _join(
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     target(rank, *arguments)
+    # Gloo takes a peer that leaves early for one that died.
+    dist.barrier()
     dist.destroy_process_group()
 
 
