@@ -283,11 +283,12 @@ def test_going_on_after_too_many_broken_files_keeps_what_was_done(tmp_path: Path
 def test_an_interrupt_seals_what_is_done_and_the_rest_follows(media: Path, tmp_path: Path) -> None:
     captions = media / "captions.csv"
     codec = HookedCodec(6, lambda: os.kill(os.getpid(), signal.SIGINT))
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         prepare(media, captions, tmp_path / "a", codec=codec, workers=1)
     held = len(entries(tmp_path / "a"))
     assert 0 < held < 22
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     summary = prepare(media, captions, tmp_path / "a")
     assert summary.new_clips == 22 - held
     prepare(media, captions, tmp_path / "b", workers=3)
