@@ -68,8 +68,11 @@ class Stage:
 
 
 def _call(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
-    """Run a command to its end; an interrupt is passed on, and waited for while it tidies up."""
-    with subprocess.Popen(command, cwd=folder, env=environment) as process:
+    """Run a command to its end; an interrupt is passed on, and waited for while it tidies up.
+
+    In a session of its own it hears of Ctrl-C once, from here; twice would mean "at once" to it.
+    """
+    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
