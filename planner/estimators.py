@@ -1,9 +1,9 @@
 """Two estimators of the loss surface, side by side; their difference is a model error.
 
-`huber`: Huber's loss (delta 1e-3) on ln L, as Hoffmann et al. (arXiv 2203.15556, Eq. 3) and Besiroglu
-et al. (arXiv 2404.10102), from ranked starts. `varpro`: least squares on L by variable projection
-(Golub & Pereyra 1973): for each (alpha, beta) the best E, A, B >= 0 are linear, the two exponents
-are searched on a grid that closes in (arXiv 2603.22339).
+`huber`: Huber's loss (delta 1e-3) on ln L, as Hoffmann et al. (arXiv 2203.15556, Eq. 3) and
+Besiroglu et al. (arXiv 2404.10102), from ranked starts. `varpro`: least squares on L by variable
+projection (Golub & Pereyra 1973): for each (alpha, beta) the best E, A, B >= 0 are linear, the two
+exponents are searched on a grid that closes in (arXiv 2603.22339).
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ _FLOOR = 1e-12  # of the smallest loss: the logarithm of a term that is zero
 class SurfaceFit:
     """One estimator's surface, and what tells whether to trust it.
 
-    `objective` is summed over the points; `condition` is that of the column-scaled Jacobian of ln L;
-    `gradient_norm` is the largest scaled gradient left; `residuals` are ln L - ln L_fit.
+    `objective` is summed over the points; `condition` is that of the column-scaled Jacobian of
+    ln L; `gradient_norm` is the largest scaled gradient left; `residuals` are ln L - ln L_fit.
     """
 
     surfaces: Surfaces
@@ -41,7 +41,7 @@ class SurfaceFit:
 
     @property
     def residual_sd(self) -> float:
-        """Robust standard deviation of the relative residuals, with degrees of freedom taken off."""
+        """Robust standard deviation of the relative residuals, five constants taken off."""
         spare = max(len(self.residuals) - len(CONSTANTS), 1)
         scale = 1.4826 * float(np.median(np.abs(self.residuals - np.median(self.residuals))))
         return scale * float(np.sqrt(len(self.residuals) / spare))

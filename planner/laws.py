@@ -6,7 +6,7 @@ freedom is left it is stated as unknown, with the reason, and never invented.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -22,12 +22,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval at `LEVEL`; without one, `unknown` says why."""
+    """A number with its interval at `LEVEL`; without one, `unknown` says why.
+
+    `parts` says where the width comes from: each source's half-width alone, in units of the value
+    or, for a number that is banded in logarithms, of its logarithm.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
     unknown: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,15 @@ class Points:
         return float(np.log(self.params).mean()), float(np.log(self.tokens).mean())
 
     def only(self, keep: NDArray[np.bool_]) -> "Points":
-        names = tuple(name for name, kept in zip(self.names, keep, strict=True) if kept)
-        columns = (self.params, self.tokens, self.flops, self.loss, self.bound, self.cluster)
-        return Points(*(column[keep] for column in columns), names=names)  # type: ignore[arg-type]
+        return Points(
+            params=self.params[keep],
+            tokens=self.tokens[keep],
+            flops=self.flops[keep],
+            loss=self.loss[keep],
+            bound=self.bound[keep],
+            cluster=self.cluster[keep],
+            names=tuple(name for name, kept in zip(self.names, keep, strict=True) if kept),
+        )
 
 
 @dataclass(frozen=True)
