@@ -1,81 +1,166 @@
-"""All stages of a fit in order: cells, learning-rate law, isoFLOP curves, laws of compute."""
+"""All stages of a fit in order: groups, points, surface, isoFLOP curves, hyperparameters, bands."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from planner import base as bases
-from planner import hyper, isoflop
-from planner.base import Base
-from planner.hyper import Cell, LearningRateLaw
-from planner.isoflop import Budget, ComputeLaws
-from planner.laws import NotFitted
-from planner.records import Sweep
+import numpy as np
 
-BATCH_SPREAD_LIMIT = 1.2
-FLOPS_DEVIATION_LIMIT = 0.05
+from planner import bands, isoflop
+from planner.bands import Resamples
+from planner.base import Base, frontier_of, read_base
+from planner.estimators import SurfaceFit, fit_huber, fit_varpro
+from planner.findings import Finding
+from planner.forecast import HoldOut, hold_out
+from planner.frontier import Frontier
+from planner.hyper import Group, groups
+from planner.hyper_law import HyperLaws, Transfer, fit_hyper_laws, transfer
+from planner.isoflop import IsoFlop
+from planner.judgement import judge
+from planner.laws import Estimate, NotFitted
+from planner.records import Sweep
+from planner.surface import CONSTANTS, Floats, Points, Surfaces
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How often runs are resampled for the intervals (0: no intervals), from which seed."""
+
+    resamples: int = 1000
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Everything a sweep says; a law it cannot carry is a `NotFitted` with its reason."""
+    """Everything a sweep says; a law it cannot carry is a `NotFitted` with its reason.
+
+    `constants` are E, A, B, alpha, beta and a of each estimator; `noise` is the relative standard
+    deviation of one loss.
+    """
 
     sweep: Sweep
+    options: FitOptions
     base: Base | None
-    cells: tuple[Cell, ...]
-    budgets: tuple[Budget, ...]
-    learning_rate: LearningRateLaw | NotFitted
-    compute: ComputeLaws | NotFitted
-    warnings: tuple[str, ...]
+    groups: tuple[Group, ...]
+    points: Points
+    frontier: Frontier
+    huber: SurfaceFit | NotFitted
+    varpro: SurfaceFit | NotFitted
+    resamples: Resamples | None
+    constants: Mapping[str, Mapping[str, Estimate]]
+    isoflop: IsoFlop
+    hyper: HyperLaws
+    transfer: Transfer | NotFitted
+    forecast: HoldOut | NotFitted
+    noise: float
+    findings: tuple[Finding, ...]
 
     @property
-    def batch_tokens(self) -> float:
-        """Mean visual tokens a step over the sweep's runs."""
-        records = self.sweep.records
-        return sum(sorted(record.batch_tokens for record in records)) / len(records)
+    def largest_flops(self) -> float:
+        return float(self.points.flops.max())
 
 
-def fit_sweep(sweep: Sweep) -> Fit:
+def fit_sweep(sweep: Sweep, options: FitOptions = FitOptions()) -> Fit:
     """Fit every law the sweep can carry."""
-    base = bases.read_base(sweep)
-    cells = hyper.cells(sweep)
-    budgets = isoflop.budgets(cells)
+    base = read_base(sweep)
+    found = groups(sweep)
+    points = points_of(found)
+    frontier = frontier_of(base, points)
+    huber, varpro = fit_huber(points), fit_varpro(points)
+    surfaces = None if isinstance(huber, NotFitted) else huber.surfaces
+    curves = isoflop.fit_isoflop(points, surfaces, frontier)
+    resamples = _resamples(points, huber, varpro, curves, options)
+    hyper = fit_hyper_laws(found, resamples=options.resamples, seed=options.seed)
+    forecast = hold_out(points, curves, frontier)
     return Fit(
         sweep=sweep,
+        options=options,
         base=base,
-        cells=tuple(cells),
-        budgets=tuple(budgets),
-        learning_rate=hyper.fit_learning_rate(cells),
-        compute=isoflop.fit_compute_laws(budgets),
-        warnings=tuple(_warnings(sweep, base, cells, budgets)),
+        groups=tuple(found),
+        points=points,
+        frontier=frontier,
+        huber=huber,
+        varpro=varpro,
+        resamples=resamples,
+        constants=_constants(huber, varpro, resamples),
+        isoflop=curves,
+        hyper=hyper,
+        transfer=transfer(found, resamples=options.resamples, seed=options.seed),
+        forecast=forecast,
+        noise=_noise(sweep, huber),
+        findings=(*sweep.findings, *judge(points, huber, varpro, curves, found, hyper, forecast)),
     )
 
 
-def _warnings(
-    sweep: Sweep, base: Base | None, cells: list[Cell], budgets: list[Budget]
-) -> list[str]:
-    """What bends the laws without forbidding them."""
-    found = []
-    batches = [record.batch_tokens for record in sweep.records]
-    if max(batches) > BATCH_SPREAD_LIMIT * min(batches):
-        found.append(
-            f"batch_tokens runs from {min(batches):.4g} to {max(batches):.4g}: the best learning "
-            "rate moves with the batch, and no law here holds the batch"
-        )
-    censored = sum(not cell.interior for cell in cells)
-    if censored:
-        found.append(
-            f"{censored} of {len(cells)} cells have no interior best learning rate; their best "
-            "losses are upper bounds in the isoFLOP curves"
-        )
-    edges = sum(budget.optimum is None for budget in budgets)
-    if edges:
-        found.append(
-            f"{edges} of {len(budgets)} budgets have no interior best size; not in the laws"
-        )
-    if base is not None:
-        deviation = bases.worst_flops_deviation(sweep, base)
-        if deviation > FLOPS_DEVIATION_LIMIT:
-            found.append(
-                f"FLOPs per token of a record are {deviation:.0%} off those of sweep.toml's clips: "
-                "the planned steps inherit that gap"
-            )
-    return found
+def points_of(found: Sequence[Group]) -> Points:
+    """One point a group; a run that fed several groups (checkpoints) makes them one cluster."""
+    cluster_of: dict[str, int] = {}
+    clusters = []
+    for index, group in enumerate(found):
+        names = [run.run for run in group.runs]
+        cluster = next((cluster_of[name] for name in names if name in cluster_of), index)
+        cluster_of.update(dict.fromkeys(names, cluster))
+        clusters.append(cluster)
+    return Points(
+        params=_column([group.params for group in found]),
+        tokens=_column([group.tokens for group in found]),
+        flops=_column([group.budget_flops or group.flops for group in found]),
+        loss=_column([group.loss for group in found]),
+        bound=np.array([group.loss_is_bound for group in found], dtype=bool),
+        cluster=np.array(clusters, dtype=np.int64),
+        names=tuple(_name(group) for group in found),
+    )
+
+
+def _name(group: Group) -> str:
+    rows = sorted(run.row for run in group.runs)
+    listed = ", ".join(map(str, rows[:3])) + (f" and {len(rows) - 3} more" if rows[3:] else "")
+    return f"row{'s' if rows[1:] else ''} {listed}"
+
+
+def _column(values: Sequence[float]) -> Floats:
+    return np.array(values, dtype=float)
+
+
+def _resamples(
+    points: Points,
+    huber: SurfaceFit | NotFitted,
+    varpro: SurfaceFit | NotFitted,
+    curves: IsoFlop,
+    options: FitOptions,
+) -> Resamples | None:
+    if isinstance(huber, NotFitted) or isinstance(varpro, NotFitted):
+        return None
+    masks = isoflop.budget_masks(points)
+    kept = {budget.flops: masks[budget.flops] for budget in curves.budgets}
+    return bands.resample(points, huber, varpro, kept, options.resamples, options.seed)
+
+
+def _constants(
+    huber: SurfaceFit | NotFitted, varpro: SurfaceFit | NotFitted, resamples: Resamples | None
+) -> dict[str, dict[str, Estimate]]:
+    """Each constant's interval: resampling and left-out budgets; of `a` also the estimators."""
+    if resamples is None or isinstance(huber, NotFitted) or isinstance(varpro, NotFitted):
+        return {}
+    return {
+        "huber": _banded(resamples.huber, resamples, spread=True),
+        "varpro": _banded(resamples.varpro, resamples, spread=False),
+    }
+
+
+def _banded(surfaces: Surfaces, resamples: Resamples, spread: bool) -> dict[str, Estimate]:
+    values = surfaces.constants()
+    banded = {
+        name: bands.band(values[name], resamples.stretch, bands.Spread({})) for name in CONSTANTS
+    }
+    known = (
+        bands.spread_of(resamples, lambda each: each.constants()["a"])
+        if spread
+        else bands.Spread({})
+    )
+    return banded | {"a": bands.band(values["a"], resamples.stretch, known)}
+
+
+def _noise(sweep: Sweep, huber: SurfaceFit | NotFitted) -> float:
+    """The stated noise of a loss, or the scatter about the surface if that is larger."""
+    scatter = 0.0 if isinstance(huber, NotFitted) else huber.residual_sd
+    return max(sweep.noise or 0.0, scatter)
