@@ -1,244 +1,362 @@
-"""The best learning rate of each (budget, size), and the law lr*(N, D) through those optima.
+"""The best learning rate and batch of each (N, D), and where the grid fails to hold them.
 
-Per cell a quadratic of the loss in ln lr over the near-optimal runs (arXiv 2601.05049). An optimum
-on the edge of the grid is censored: it bounds lr*, and its best loss bounds the loss of its size
-from above, but the law never sees it. The law has as few constants as the optima can carry; its
-exponents follow Kling (arXiv 2411.17470, Eq. 13) and Step Law (arXiv 2503.04715).
+A group's runs near its best shape a quadratic of the loss: in ln lr (arXiv 2601.05049), or jointly
+in ln lr and ln batch where both were swept. An optimum on the edge of the grid is censored: it
+bounds lr* or batch*, and its best loss bounds the loss of its group from above, but no law is
+fitted to it (hyper_law.py).
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TypeVar
 
-import numpy as np
+from planner.grid import AXES, BATCH, LR, Grid, Point, geometric_mean, lay_out, levels
+from planner.minimum import Parabola, find_minimum
+from planner.quadratic import MIN_POINTS, NoQuadratic, Quadratic, fit_quadratic
+from planner.records import Run, Stopped, Sweep
 
-from planner.laws import LogLinear, NotFitted, fit_log_linear
-from planner.minimum import Minimum, Parabola, Verdict, find_minimum, pooled_noise
-from planner.records import Record, Stopped, Sweep
+# A run within 1% of its group's best shapes the quadratic: on Step Law's grids the law then costs
+# 0.09% of loss on average; at 2%, where a parabola no longer holds, 0.16%.
+NEAR = 0.01
+MIN_LEVELS = 3  # learning rates, or batches, without which there is no inside
+SAME_GROUP = 1e-9
 
-NEAR_OPTIMAL = 0.02  # a run within 2% of its cell's best loss shapes the quadratic
-DIVERGED_RATIO = 1.5  # above 1.5x the best loss, at a higher learning rate: as good as diverged
-FULL_LAW_MIN_OPTIMA = 6
-SLOPE_LAW_MIN_OPTIMA = 3
-COLLINEAR = 0.99
+NAMES = ("learning rate", "batch")
 
-VERDICTS = {
-    Verdict.INTERIOR: "interior",
-    Verdict.LOWEST: "edge: lowest learning rate is best",
-    Verdict.HIGHEST: "edge: highest learning rate is best",
-    Verdict.TOO_FEW: "too few learning rates",
-    Verdict.FLAT: "no minimum inside the window",
-}
-NEXT_DIVERGED = "edge: the next higher learning rate diverged"
+Bounds = tuple[float | None, float | None]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Rung:
-    """One learning rate of a cell; `loss` is the mean over seeds."""
+class Edge(Enum):
+    """Where the optimum lies along one axis of the grid; only INTERIOR is an optimum."""
 
-    lr: float
-    loss: float
+    INTERIOR = "interior"
+    LOWER = "lower"
+    UPPER = "upper"
+    DEGENERATE = "degenerate"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """All runs of one budget and size.
+class Group:
+    """All runs of one (N, D), and their optimum.
 
-    `lr` is the interpolated optimum, None where censored; then lr* lies between `lr_low` and
-    `lr_high` (None: unbounded). `loss` is that of the optimum, or of the best run: an upper bound.
+    `lr` and `batch_tokens` are interpolated, None where censored, or where the other one is: a
+    joint optimum is found whole or not at all. `loss` is that of the optimum, or of the best run,
+    then an upper bound. A censored optimum lies within its `bounds` (None: not bounded). `curve`
+    is kept also where its vertex lies outside the grid; `noise` is the relative standard
+    deviation of losses about the curves of all groups, None where no curve tells it.
     """
 
-    budget_flops: float
-    block_params: int
-    width: int
+    params: float
     tokens: float
-    rungs: tuple[Rung, ...]
-    diverged_lr: float | None
-    minimum: Minimum
-
-    @property
-    def parabola(self) -> Parabola | None:
-        return self.minimum.parabola
-
-    @property
-    def interior(self) -> bool:
-        return self.parabola is not None
-
-    @property
-    def best(self) -> Rung:
-        return self.rungs[self.minimum.best]
-
-    @property
-    def lr(self) -> float | None:
-        return None if self.parabola is None else self.parabola.x_star
-
-    @property
-    def loss(self) -> float:
-        return self.best.loss if self.parabola is None else self.parabola.y_star
-
-    @property
-    def lr_low(self) -> float | None:
-        below = self.minimum.best - 1
-        return self.rungs[below].lr if below >= 0 else None
-
-    @property
-    def lr_high(self) -> float | None:
-        above = self.minimum.best + 1
-        return self.rungs[above].lr if above < len(self.rungs) else self.diverged_lr
-
-    @property
-    def verdict(self) -> str:
-        if self.minimum.verdict is Verdict.HIGHEST and self.diverged_lr is not None:
-            return NEXT_DIVERGED
-        return VERDICTS[self.minimum.verdict]
-
-
-@dataclass(frozen=True)
-class Regret:
-    """Loss of the tried learning rate nearest to the law's over the cell's best, minus one.
-
-    `diverged` counts cells where that nearest rate diverged; they have no loss to compare.
-    """
-
-    mean: float
-    worst: float
-    worst_cell: Cell
-    cells: int
-    diverged: int
-
-
-@dataclass(frozen=True)
-class LearningRateLaw:
-    """lr* as a log-linear law of N and D, why it has this form, and what it costs on the sweep."""
-
-    law: LogLinear
+    flops: float
+    budget_flops: float | None
+    width: int | None
+    runs: tuple[Run, ...]
+    lr_edge: Edge
+    batch_edge: Edge
+    lr: float | None
+    batch_tokens: float | None
+    loss: float
+    loss_is_bound: bool
     reason: str
-    optima: int
-    regret: Regret | None
+    grid: Grid
+    curve: Parabola | Quadratic | None
+    lr_bounds: Bounds
+    batch_bounds: Bounds
+    lr_unstable: float | None
+    noise: float | None
 
-    def variables(self, N: float, D: float) -> dict[str, float]:
-        return {name: {"N": N, "D": D}[name] for name in self.law.variables}
+    @property
+    def edges(self) -> tuple[Edge, Edge]:
+        return self.lr_edge, self.batch_edge
 
+    @property
+    def optimum(self) -> Bounds:
+        """lr* and batch*, None where not found."""
+        return self.lr, self.batch_tokens
 
-def cells(sweep: Sweep) -> list[Cell]:
-    """Every (budget, size) with a finished run, smallest first."""
-    done: dict[tuple[float, int], list[Record]] = defaultdict(list)
-    for record in sweep.records:
-        done[record.budget_flops, record.block_params].append(record)
-    diverged: dict[tuple[float, int], list[Stopped]] = defaultdict(list)
-    for run in sweep.stopped_as("diverged"):
-        diverged[run.budget_flops, run.block_params].append(run)
-    return [_cell(done[key], diverged[key]) for key in sorted(done)]
+    @property
+    def bounds(self) -> tuple[Bounds, Bounds]:
+        return self.lr_bounds, self.batch_bounds
 
-
-def _cell(records: Sequence[Record], diverged: Sequence[Stopped]) -> Cell:
-    rungs, blown_up = _rungs(records, {run.lr_peak for run in diverged})
-    losses = [rung.loss for rung in rungs]
-    near = [loss <= min(losses) * (1 + NEAR_OPTIMAL) for loss in losses]
-    minimum = find_minimum([rung.lr for rung in rungs], losses, near)
-    above = [lr for lr in blown_up if lr > rungs[minimum.best].lr]
-    return Cell(
-        budget_flops=records[0].budget_flops,
-        block_params=records[0].block_params,
-        width=records[0].width,
-        tokens=math.exp(math.fsum(math.log(r.tokens) for r in records) / len(records)),
-        rungs=rungs,
-        diverged_lr=min(above, default=None),
-        minimum=minimum,
-    )
-
-
-def _rungs(records: Sequence[Record], diverged: set[float]) -> tuple[tuple[Rung, ...], set[float]]:
-    """Mean loss per learning rate, and the rates that are unstable.
-
-    A rate at which any seed diverged is unstable, unless nothing else is left to read.
-    """
-    losses: dict[float, list[float]] = defaultdict(list)
-    for record in records:
-        losses[record.lr_peak].append(record.loss)
-    means = {lr: math.fsum(sorted(values)) / len(values) for lr, values in losses.items()}
-    best = min(means, key=lambda lr: means[lr])
-    limit = means[best] * DIVERGED_RATIO
-    unstable = diverged | {lr for lr, loss in means.items() if lr > best and loss > limit}
-    stable = {lr: loss for lr, loss in means.items() if lr not in unstable} or means
-    return tuple(Rung(lr, stable[lr]) for lr in sorted(stable)), unstable
-
-
-def fit_learning_rate(all_cells: Sequence[Cell]) -> LearningRateLaw | NotFitted:
-    """lr* = k N^p D^q, or fewer constants where the optima are few or do not tell N from D."""
-    optima = [cell for cell in all_cells if cell.interior]
-    if not optima:
-        return NotFitted(_why_no_optimum(all_cells))
-    names, reason = _form(optima)
-    columns = {
-        name: [float(c.block_params) if name == "N" else c.tokens for c in optima] for name in names
-    }
-    rates = [cell.parabola.x_star for cell in optima if cell.parabola is not None]
-    law = fit_log_linear(rates, columns)
-    weights = _weights(optima, law)
-    if weights is not None:
-        law = fit_log_linear(rates, columns, weights)
-    draft = LearningRateLaw(law, reason, len(optima), None)
-    return LearningRateLaw(law, reason, len(optima), _regret(draft, all_cells))
-
-
-def _why_no_optimum(all_cells: Sequence[Cell]) -> str:
-    counts: dict[str, int] = defaultdict(int)
-    for cell in all_cells:
-        counts[cell.verdict] += 1
-    listed = ", ".join(f"{count} x {verdict}" for verdict, count in sorted(counts.items()))
-    return (
-        f"no cell has an interior best learning rate ({listed}); "
-        "sweep at least 3 learning rates a cell, further in the direction of the edge, or finer "
-        "below one that diverged"
-    )
-
-
-def _form(optima: Sequence[Cell]) -> tuple[tuple[str, ...], str]:
-    """Which variables the law may have, and why."""
-    count = len(optima)
-    have = f"{count} interior optim{'um' if count == 1 else 'a'}"
-    if count < SLOPE_LAW_MIN_OPTIMA:
-        return (), f"{have}: a constant (a slope needs {SLOPE_LAW_MIN_OPTIMA})"
-    log_n = np.log([cell.block_params for cell in optima])
-    log_d = np.log([cell.tokens for cell in optima])
-    if np.ptp(log_d) < math.log(1.1):
-        return (), f"{have}, all at nearly the same D: a constant"
-    if count < FULL_LAW_MIN_OPTIMA:
-        return ("D",), f"{have}: D only (N and D together need {FULL_LAW_MIN_OPTIMA})"
-    if np.ptp(log_n) == 0:
-        return ("D",), f"{have}, all of one size: D only"
-    correlation = float(np.corrcoef(log_n, log_d)[0, 1])
-    if abs(correlation) > COLLINEAR:
-        return ("D",), f"{have}, but ln N and ln D correlate by {correlation:.3f}: D only"
-    return ("N", "D"), f"{have}: N and D"
-
-
-def _weights(optima: Sequence[Cell], law: LogLinear) -> list[float] | None:
-    """Inverse variance: what noise moves each optimum by, plus the scatter about the law."""
-    parabolas = [cell.parabola for cell in optima if cell.parabola is not None]
-    noise = pooled_noise(parabolas)
-    if noise is None or not law.residual_sd:
-        return None
-    return [1 / ((noise * p.unit_se_ln_x) ** 2 + law.residual_sd**2) for p in parabolas]
-
-
-def _regret(law: LearningRateLaw, all_cells: Sequence[Cell]) -> Regret | None:
-    losses: list[tuple[float, Cell]] = []
-    diverged = 0
-    for cell in all_cells:
-        if len(cell.rungs) < 2:
-            continue
-        lr = law.law.value(**law.variables(cell.block_params, cell.tokens))
-        nearest = min(cell.rungs, key=lambda rung: abs(math.log(rung.lr / lr)))
-        limit = cell.diverged_lr
-        if limit is not None and abs(math.log(limit / lr)) < abs(math.log(nearest.lr / lr)):
-            diverged += 1
+    def variance(self, axis: int) -> float | None:
+        """Variance of ln lr* (axis 0) or ln batch* (axis 1) from the noise of the losses."""
+        if self.curve is None or self.noise is None or self.optimum[axis] is None:
+            return None
+        if isinstance(self.curve, Quadratic):
+            unit = self.curve.unit_covariance[axis][axis]
         else:
-            losses.append((nearest.loss / cell.best.loss - 1, cell))
-    if not losses:
+            unit = self.curve.unit_se_ln_x**2
+        return unit * (self.noise * self.curve.y_star) ** 2
+
+    @property
+    def lr_curvature(self) -> float | None:
+        """d² ln(loss) / d(ln lr)² at the optimum; a batch that was swept follows its own."""
+        if self.curve is None or self.lr is None:
+            return None
+        if isinstance(self.curve, Quadratic):
+            return self.curve.curvature(LR) / self.curve.y_star
+        return self.curve.curvature / self.curve.y_star
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """`seen` is what was judged, the grid or a slice of it; `why` tells what the curve rests on, or
+    what kept it from being fitted."""
+
+    seen: Grid
+    edges: tuple[Edge, Edge]
+    curve: Parabola | Quadratic | None
+    why: str
+
+
+def groups(sweep: Sweep) -> list[Group]:
+    """One group for each (N, D) with a finished run, smallest N first, then smallest D.
+
+    Where every run carries a nominal budget, runs of one N and budget are one group: their tokens
+    differ by the rounding of steps.
+    """
+    drafts = [_group(runs, diverged) for runs, diverged in _members(sweep)]
+    noise = _relative_noise(drafts)
+    noise = sweep.noise if noise is None else noise
+    found = [replace(draft, noise=noise) for draft in drafts]
+    return sorted(found, key=lambda group: (group.params, group.tokens))
+
+
+def _members(sweep: Sweep) -> list[tuple[list[Run], list[Stopped]]]:
+    """The runs of each group, and what diverged in it.
+
+    A diverged run may tell the tokens it reached, or none; it then belongs to the only group of
+    its N, or where there are several, to none.
+    """
+    by_budget = all(run.budget_flops is not None for run in sweep.runs)
+    diverged = [(s, s.params) for s in sweep.stopped if s.status == "diverged"]
+    known = [(stopped, params) for stopped, params in diverged if params is not None]
+    members: list[Run | Stopped] = [*sweep.runs, *(stopped for stopped, _ in known)]
+    sizes = levels([*(run.params for run in sweep.runs), *(n for _, n in known)], SAME_GROUP)
+    extents = [(m.budget_flops if by_budget else m.tokens) or 0.0 for m in members]
+    keys = list(zip(sizes, levels(extents, SAME_GROUP), strict=True))
+    cells: dict[tuple[int, int], tuple[list[Run], list[Stopped]]] = defaultdict(lambda: ([], []))
+    for run, key in zip(sweep.runs, keys, strict=False):
+        cells[key][0].append(run)
+    for (stopped, _), key in zip(known, keys[len(sweep.runs) :], strict=True):
+        homes = [key] if key in cells else [cell for cell in cells if cell[0] == key[0]]
+        if len(homes) == 1:
+            cells[homes[0]][1].append(stopped)
+    return list(cells.values())
+
+
+def _group(runs: Sequence[Run], diverged: Sequence[Stopped]) -> Group:
+    grid = lay_out(runs, diverged)
+    verdict = _judge(grid)
+    lr, batch_tokens = _optimum(verdict)
+    found = (lr, batch_tokens) != (None, None)
+    return Group(
+        params=runs[0].params,
+        tokens=geometric_mean([run.tokens for run in runs]),
+        flops=geometric_mean([run.flops for run in runs]),
+        budget_flops=_common([run.budget_flops for run in runs]),
+        width=_common([run.width for run in runs]),
+        runs=tuple(runs),
+        lr_edge=verdict.edges[LR],
+        batch_edge=verdict.edges[BATCH],
+        lr=lr,
+        batch_tokens=batch_tokens,
+        loss=verdict.curve.y_star if found and verdict.curve is not None else grid.best_loss,
+        loss_is_bound=len(grid.points) > 1 and not found,
+        reason=_reason(verdict, grid),
+        grid=grid,
+        curve=verdict.curve,
+        lr_bounds=_bounds(verdict, LR),
+        batch_bounds=_bounds(verdict, BATCH),
+        lr_unstable=grid.lr_unstable,
+        noise=None,
+    )
+
+
+def _common(values: Sequence[T | None]) -> T | None:
+    """What all of them are, None where they differ."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _judge(grid: Grid) -> _Verdict:
+    swept = [axis for axis in (LR, BATCH) if grid.tried(axis) >= MIN_LEVELS]
+    if len(swept) == 2:
+        return _joint(grid)
+    if swept:
+        return _single(grid, swept[0])
+    return _Verdict(grid, (Edge.DEGENERATE, Edge.DEGENERATE), None, "")
+
+
+def _joint(grid: Grid) -> _Verdict:
+    points = _near(grid)
+    curve = fit_quadratic(
+        [point.setting(LR) for point in points],
+        [point.setting(BATCH) for point in points],
+        [point.loss for point in points if point.loss is not None],
+    )
+    if isinstance(curve, NoQuadratic):
+        lr_edge, batch_edge = (_position(grid, axis, Edge.DEGENERATE) for axis in (LR, BATCH))
+        return _Verdict(grid, (lr_edge, batch_edge), None, curve.reason)
+    why = f"joint quadratic through the {len(points)} settings nearest the best loss"
+    return _Verdict(grid, _sides(curve, grid), curve, why)
+
+
+def _sides(curve: Quadratic, grid: Grid) -> tuple[Edge, Edge]:
+    """Which limits of the stable grid the lowest point of the quadratic within them touches."""
+    tried = [[math.log(value) for value in grid.stable_values(axis)] for axis in (LR, BATCH)]
+    low, high = (tried[LR][0], tried[BATCH][0]), (tried[LR][-1], tried[BATCH][-1])
+    lowest = curve.lowest_within(low, high)
+    lr_edge, batch_edge = (_side(lowest[axis], low[axis], high[axis]) for axis in (LR, BATCH))
+    return lr_edge, batch_edge
+
+
+def _near(grid: Grid) -> list[Point]:
+    """The settings within `NEAR` of the best; where those are few, the best one's neighbours too.
+
+    A coarse grid has few settings near its optimum, but its 3 x 3 neighbourhood tells an interior
+    one all the same.
+    """
+    limit = grid.best_loss * (1 + NEAR)
+    paired = list(zip(grid.stable, grid.losses, strict=True))
+    near = [point for point, loss in paired if loss <= limit]
+    if len(near) >= MIN_POINTS:
+        return near
+    lr, batch = grid.best.place
+    return [
+        point
+        for point, loss in paired
+        if loss <= limit
+        or (abs(point.place[LR] - lr) <= 1 and abs(point.place[BATCH] - batch) <= 1)
+    ]
+
+
+def _single(grid: Grid, axis: int) -> _Verdict:
+    """One axis was swept: its optimum at the best run's setting of the other."""
+    through = grid.slice_through_best(axis)
+    curve: Parabola | None = None
+    edge, why = Edge.DEGENERATE, ""
+    if through.tried(axis) >= MIN_LEVELS:
+        edge = _position(through, axis, Edge.INTERIOR)
+    else:
+        why = f"{through.tried(axis)} settings of the {NAMES[axis]} beside the best run"
+    if edge is Edge.INTERIOR:
+        curve = _parabola(through, axis)
+        why = "parabola through the best run, its neighbours and those near its loss"
+    if edge is Edge.INTERIOR and curve is None:
+        edge, why = Edge.DEGENERATE, "the loss does not curve upwards around the best run"
+    edges = (edge, Edge.DEGENERATE) if axis == LR else (Edge.DEGENERATE, edge)
+    return _Verdict(through, edges, curve, why)
+
+
+def _parabola(through: Grid, axis: int) -> Parabola | None:
+    """Through all adjoining near-optimal settings, or where those lean over, the nearest three."""
+    settings = [point.setting(axis) for point in through.stable]
+    near = [loss <= through.best_loss * (1 + NEAR) for loss in through.losses]
+    wide = find_minimum(settings, through.losses, near).parabola
+    return wide or find_minimum(settings, through.losses, [False] * len(near)).parabola
+
+
+def _position(grid: Grid, axis: int, inside: Edge) -> Edge:
+    """The side of the stable grid on which the best run lies, `inside` where on none."""
+    places = [point.place[axis] for point in grid.stable]
+    if grid.best.place[axis] == min(places):
+        return Edge.LOWER
+    return Edge.UPPER if grid.best.place[axis] == max(places) else inside
+
+
+def _side(value: float, low: float, high: float) -> Edge:
+    if value <= low:
+        return Edge.LOWER
+    return Edge.UPPER if value >= high else Edge.INTERIOR
+
+
+def _optimum(verdict: _Verdict) -> Bounds:
+    """lr* and batch*; a joint optimum only where it is interior on both axes."""
+    if isinstance(verdict.curve, Quadratic):
+        if verdict.edges != (Edge.INTERIOR, Edge.INTERIOR):
+            return None, None
+        lr, batch_tokens = map(math.exp, verdict.curve.vertex)
+        return lr, batch_tokens
+    if verdict.curve is None:
+        return None, None
+    x_star = verdict.curve.x_star
+    return (x_star, None) if verdict.edges[LR] is Edge.INTERIOR else (None, x_star)
+
+
+def _bounds(verdict: _Verdict, axis: int) -> Bounds:
+    """What a censored optimum says: it lies beyond the last setting but one."""
+    edge = verdict.edges[axis]
+    if edge not in (Edge.LOWER, Edge.UPPER):
+        return None, None
+    tried = verdict.seen.stable_values(axis)
+    unstable = verdict.seen.lr_unstable if axis == LR else None
+    if edge is Edge.LOWER:
+        return None, tried[1] if len(tried) > 1 else unstable
+    return tried[-2], unstable if unstable is not None and unstable > tried[-1] else None
+
+
+def _relative_noise(found: Sequence[Group]) -> float | None:
+    """Of the losses about their curves, pooled; None where no curve has a point to spare."""
+    curves = [group.curve for group in found if group.curve is not None]
+    df = sum(curve.df for curve in curves)
+    if df == 0:
         return None
-    worst, worst_cell = max(losses, key=lambda pair: pair[0])
-    mean = math.fsum(loss for loss, _ in losses) / len(losses)
-    return Regret(mean, worst, worst_cell, len(losses), diverged)
+    return math.sqrt(math.fsum(curve.rss / curve.y_star**2 for curve in curves) / df)
+
+
+def _reason(verdict: _Verdict, grid: Grid) -> str:
+    parts = [_axis_reason(verdict, grid, axis) for axis in (LR, BATCH)]
+    if isinstance(verdict.curve, Quadratic) and _optimum(verdict) == (None, None):
+        parts.append("no joint optimum where one axis has none")
+    return "; ".join([*parts, verdict.why] if verdict.why else parts)
+
+
+def _axis_reason(verdict: _Verdict, grid: Grid, axis: int) -> str:
+    name, edge = NAMES[axis], verdict.edges[axis]
+    if grid.points[0].values[axis] is None:
+        return f"no {name} in the table"
+    if edge is Edge.INTERIOR:
+        return f"{name}: interior"
+    if edge is Edge.DEGENERATE and grid.tried(axis) < MIN_LEVELS:
+        return f"{name}: {grid.tried(axis)} tried, an optimum needs {MIN_LEVELS}"
+    if edge is Edge.DEGENERATE:
+        return f"{name}: no optimum"
+    stable = verdict.seen.stable_values(axis)
+    if edge is Edge.LOWER:
+        return f"{name}: the best lies at or below the smallest tried, {stable[0]:.3g}"
+    _, unstable = _bounds(verdict, axis)
+    above = f"{name}: the best lies at or above the largest tried, {stable[-1]:.3g}"
+    return above if unstable is None else f"{above}, but {unstable:.3g} diverged"
+
+
+def why_no_optimum(found: Sequence[Group], axis: int) -> str:
+    """Why no law of this axis can be fitted, and in which direction to extend the grid."""
+    name = NAMES[axis]
+    if all(point.values[axis] is None for g in found for point in g.grid.points):
+        return f"the table has no {name}: add the column {AXES[axis]}"
+    if all(g.grid.tried(axis) < 2 for g in found):
+        return f"every group ran with one {name}: sweep at least 3 in a group"
+    counts = Counter(g.edges[axis] for g in found if g.optimum[axis] is None)
+    listed = ", ".join(f"{counts[edge]} {edge.value}" for edge in Edge if counts[edge])
+    return f"no group has an interior best {name} ({listed}): {_direction(found, axis, counts)}"
+
+
+def _direction(found: Sequence[Group], axis: int, counts: Counter[Edge]) -> str:
+    """What to run so that there is an optimum to fit."""
+    name = NAMES[axis]
+    advice = []
+    tried = [point.setting(axis) for g in found for point in g.grid.stable]
+    if counts[Edge.UPPER]:
+        advice.append(f"extend the grid to a larger {name} than {max(tried):.3g}")
+    if counts[Edge.LOWER]:
+        advice.append(f"extend the grid to a smaller {name} than {min(tried):.3g}")
+    if axis == LR and any(g.lr_unstable for g in found if g.lr_edge is Edge.UPPER):
+        advice.append("run finer rates below those that diverged")
+    if not advice:
+        advice.append("run at least 3 of each swept setting, and 7 near the best, in a group")
+    return "; ".join(advice)
