@@ -1,12 +1,14 @@
 """The `planner` command. Only click is imported here: `planner --help` must be there at once."""
 
+import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from planner.cli_design import design
+from planner.cli_options import HELP, Budgets, ManyValues, fitting, planning, reading
 from planner.errors import (
     EXIT_FAILED,
     EXIT_INPUT,
@@ -16,16 +18,16 @@ from planner.errors import (
     PlannerError,
 )
 
-if TYPE_CHECKING:
-    from planner.fit import Fit
-    from planner.plan import Outcome
-
-OUTPUTS = ("laws.json", "plan.toml", "isoflop.png", "isoflop.svg", "laws.png", "laws.svg")
-HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 FIT_EXAMPLES = """\b
 Examples:
   planner fit sweeps/demo
-  planner fit sweeps/demo --target 3e12 --target 1e13 --json > laws.json
+  planner fit runs.csv --map params="Model Size" flops="Training FLOP" --target 1e22 --json
+  planner fit mlflow:my-sweep --gpus 64 --days 14
+"""
+REPORT_EXAMPLES = """\b
+Examples:
+  planner report sweeps/demo
+  planner report runs.csv --group model --out report/
 """
 
 
@@ -38,84 +40,64 @@ def cli() -> None:
     """
 
 
-def _positive_flops(_: click.Context, option: click.Parameter, values: tuple[float, ...]) -> Any:
-    for value in values:
-        if not 0 < value < float("inf"):
-            raise click.BadParameter(
-                f"{value} is not a finite number of FLOPs above 0", param=option
-            )
-    return values
+cli.add_command(design)
 
 
-@cli.command(epilog=FIT_EXAMPLES)
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "targets",
-    type=float,
-    multiple=True,
-    metavar="FLOPS",
-    callback=_positive_flops,
-    help="Training FLOPs to plan for; repeatable.  [10x largest]",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Folder for what is written.  [fit/ in the sweep's folder]",
-)
-@click.option("--force", is_flag=True, help="Plan beyond 300x the largest budget.  [off]")
-@click.option(
-    "--json", "as_json", is_flag=True, help="laws.json on stdout, the rest on stderr.  [off]"
-)
-def fit(
-    path: Path, targets: tuple[float, ...], out: Path | None, force: bool, as_json: bool
-) -> None:
+@cli.command(cls=ManyValues, epilog=FIT_EXAMPLES)
+@click.argument("path")
+@reading
+@planning
+@fitting
+def fit(path: str, **options: Any) -> None:
     """Fit scaling laws to the sweep at PATH and plan a run.
 
-    PATH is a sweep folder (runs.jsonl and sweep.toml), a runs.jsonl, or a folder with one sweep.
-    Writes laws.json (everything), plan.toml (for jobs/pretrain.py --plan; the first target's)
-    and the figures isoflop and laws (PNG, SVG).
+    PATH is a folder with one table or a file of JSONL, CSV or Parquet, or mlflow:EXPERIMENT. Writes
+    laws.json (everything) and, for a sweep of this platform, plan.toml (the first target's, for
+    jobs/pretrain.py --plan).
     """
-    from planner.fit import fit_sweep
-    from planner.plan import Refusal, default_target, make_plan
-    from planner.records import read_sweep
+    _run(path, options, with_report=False)
 
-    sweep = read_sweep(path)
-    result = fit_sweep(sweep)
-    wanted = targets or (default_target(result),)
-    outcomes = [make_plan(result, target, force) for target in wanted]
-    written = _write(result, outcomes, out or sweep.folder / "fit")
-    _show(result, outcomes, written, as_json)
-    if any(isinstance(outcome, Refusal) for outcome in outcomes):
+
+@cli.command(cls=ManyValues, epilog=REPORT_EXAMPLES)
+@click.argument("path")
+@reading
+@planning
+@fitting
+def report(path: str, **options: Any) -> None:
+    """Fit as `planner fit` does, and write report.html with every figure.
+
+    One file that needs no network; the figures lie beside it as PNG and SVG.
+    """
+    _run(path, options, with_report=True)
+
+
+def _run(path: str, options: dict[str, Any], with_report: bool) -> None:
+    from planner.session import Request, run
+    from planner.spec import ReadOptions
+
+    request = Request(
+        source=path,
+        read=ReadOptions(*(options[name] for name in ("maps", "where", "group", "spec"))),
+        budgets=Budgets(
+            *(
+                options[name]
+                for name in (
+                    "target_flops", "gpus", "days", "gpu", "utilisation", "price_per_gpu_hour",
+                )
+            )
+        ),
+        resamples=options["resamples"],
+        seed=options["seed"],
+        out=options["out"],
+        force=options["force"],
+        command=shlex.join(["planner", *sys.argv[1:]]),
+    )  # fmt: skip
+    outcome = run(request, with_report)
+    click.echo(outcome.summary, err=options["as_json"])
+    if options["as_json"]:
+        click.echo(outcome.json, nl=False)
+    if not outcome.trusted and not request.force:
         raise click.exceptions.Exit(EXIT_UNTRUSTED)
-
-
-def _write(result: "Fit", outcomes: "list[Outcome]", folder: Path) -> list[Path]:
-    """Write everything into `folder`; what an earlier fit left there does not outlive this one."""
-    from planner.figures import write_figures
-    from planner.plan import Plan
-    from planner.results import document, plan_tables, write_json, write_toml
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in OUTPUTS:
-        (folder / name).unlink(missing_ok=True)
-    written = [folder / "laws.json"]
-    write_json(written[0], document(result, outcomes))
-    first = outcomes[0]
-    if isinstance(first, Plan):
-        written.append(folder / "plan.toml")
-        write_toml(written[-1], plan_tables(first, result))
-    return written + write_figures(result, outcomes, folder)
-
-
-def _show(result: "Fit", outcomes: "list[Outcome]", written: list[Path], as_json: bool) -> None:
-    from planner.tables import summary
-
-    click.echo(summary(result, outcomes), err=as_json)
-    click.echo(f"\nWritten: {', '.join(map(str, written))}", err=as_json)
-    if as_json:
-        click.echo(written[0].read_text(encoding="utf-8"), nl=False)
 
 
 def main() -> None:

@@ -13,12 +13,13 @@ from planner.findings import Finding
 from planner.forecast import HoldOut, hold_out
 from planner.frontier import Frontier
 from planner.hyper import Group, groups
-from planner.hyper_law import HyperLaws, Transfer, fit_hyper_laws, transfer
+from planner.hyper_law import HyperLaws, fit_hyper_laws
 from planner.isoflop import IsoFlop
 from planner.judgement import judge
 from planner.laws import Estimate, NotFitted
 from planner.records import Sweep
 from planner.surface import CONSTANTS, Floats, Points, Surfaces
+from planner.transfer import Transfer, transfer
 
 
 @dataclass(frozen=True)

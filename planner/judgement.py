@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.estimators import AGREE, EXPONENTS, SurfaceFit
+from planner.descent import LOG_HUBER
+from planner.estimators import AGREE, EXPONENTS, SurfaceFit, refit
 from planner.findings import Finding
 from planner.forecast import HoldOut
 from planner.hyper import Edge, Group
@@ -19,6 +20,7 @@ BIAS_LN_PARAMS = 0.05
 BIAS_EXPONENT = 0.02
 EXPONENTS_DIFFER = 0.05
 FORECAST_ERROR = 0.01
+MISSED_LOSS = 0.02
 FEW_STARTS = 0.25
 
 
@@ -101,11 +103,13 @@ def _outliers(points: Points, huber: SurfaceFit) -> Iterator[Finding]:
         for i in worst[:5]
     )
     more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
+    without, _ = refit(LOG_HUBER, points, huber.surfaces, (~far)[None].astype(float))
     yield Finding(
         "outliers",
         f"{len(worst)} of {len(points)} losses lie more than {OUTLIER_SDS:.0f} standard deviations "
         f"({OUTLIER_SDS * huber.residual_sd:.2%}) off the surface: {listed}{more}. They are in the "
-        "fit; see how it moves without them (--where 'loss<...')",
+        f"fit; without them the exponent of N* moves from {huber.surfaces.surface().a:.3f} to "
+        f"{without.surface().a:.3f} (leave them out with --where 'loss<...')",
     )
 
 
@@ -122,6 +126,8 @@ def _curves(curves: IsoFlop, huber: SurfaceFit | NotFitted) -> Iterator[Finding]
         yield Finding("no_isoflop_law", f"no isoFLOP law: {curves.laws.reason}")
         return
     yield from _bias(curves, curves.laws)
+    if isinstance(huber, SurfaceFit):
+        yield from _misses(curves, huber)
     exponent = curves.laws.size.exponent("C")
     if isinstance(huber, SurfaceFit) and exponent.low is not None and exponent.high is not None:
         a = huber.surfaces.surface().a
@@ -132,6 +138,20 @@ def _curves(curves: IsoFlop, huber: SurfaceFit | NotFitted) -> Iterator[Finding]
                 f"({exponent.low:.3f} to {exponent.high:.3f}) from the isoFLOP minima: the surface "
                 "does not have the shape of these losses. Fit the larger budgets alone (--where)",
             )
+
+
+def _misses(curves: IsoFlop, huber: SurfaceFit) -> Iterator[Finding]:
+    surface = huber.surfaces.surface()
+    misses = [(surface.loss(o.params, o.tokens) / o.loss - 1, c) for c, o in curves.optima]
+    worst, flops = max(misses, key=lambda miss: abs(miss[0]))
+    if abs(worst) > MISSED_LOSS:
+        yield Finding(
+            "surface_misses_minima",
+            f"the surface is {worst:+.1%} off the best loss at {flops:.3g} FLOPs (limit "
+            f"{MISSED_LOSS:.0%}): E + A N^-alpha + B D^-beta is not the shape of these losses. "
+            "Leave out the smallest budgets and runs far from the best size (--where), or sweep "
+            "larger ones",
+        )
 
 
 def _bias(curves: IsoFlop, laws: ComputeLaws) -> Iterator[Finding]:

@@ -1,99 +1,84 @@
-"""What a fit leaves behind: `laws.json`, everything there is to know, and `plan.toml`, a config.
+"""What a fit leaves behind for machines: one JSON object (docs/planner-json.md describes it).
 
 Files are written beside their place and renamed, so that none is ever half there.
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from planner.fit import Fit
-from planner.hyper import Cell, LearningRateLaw, Regret
-from planner.isoflop import Budget, ComputeLaws
-from planner.laws import LEVEL, FloorLaw, LogLinear, NotFitted
-from planner.plan import Forecast, ForecastOnly, Number, Outcome, Plan
+import numpy as np
 
-SCHEMA_VERSION = 1
+from planner.estimators import SurfaceFit
+from planner.findings import Finding
+from planner.fit import Fit
+from planner.forecast import HoldOut
+from planner.hyper import Group
+from planner.hyper_law import HyperLaw
+from planner.isoflop import Budget, ComputeLaws, IsoFlop
+from planner.laws import LEVEL, Estimate, FloorLaw, LogLinear, NotFitted
+from planner.plan import Plan, plan_document
+from planner.surface import CONSTANTS, Surfaces
+from planner.transfer import Transfer
+
+SCHEMA_VERSION = 2
 DEFINITIONS = {
-    "C": "training FLOPs of the budget, exact: attention and text tokens included",
-    "N": "block_params: the matrices of the blocks; no embeddings, modulation or output",
-    "D": "visual tokens seen in training",
-    "L": "validation loss",
-    "lr": "peak learning rate at muP's base width",
-    "interval": f"Student-t, two-sided, {LEVEL:.0%}; a prediction's holds one observation's noise",
+    "C": "training FLOPs; how they are counted is data.accounting.flops",
+    "N": "parameters, as data.accounting.params says (the platform's own: those of the blocks)",
+    "D": "tokens seen in training (the platform's own: visual tokens)",
+    "L": "loss of a run, in nats where it is a likelihood",
+    "interval": f"two-sided, {LEVEL:.0%}; a plan's loss holds one observation's noise",
 }
 
 
-def document(fit: Fit, outcomes: list[Outcome]) -> dict[str, Any]:
+def document(fit: Fit, plans: Sequence[Plan]) -> dict[str, Any]:
     """The object of `laws.json` and of `--json`: equal input gives equal bytes."""
-    sweep = fit.sweep
+    findings = [*fit.findings, *(finding for plan in plans for finding in plan.findings)]
     return {
         "schema_version": SCHEMA_VERSION,
         "level": LEVEL,
+        "trusted": not any(finding.refuses for finding in findings),
         "definitions": DEFINITIONS,
-        "sweep": {
-            "runs": str(sweep.runs_path),
-            "runs_sha256": sweep.runs_sha256,
-            "has_sweep_toml": sweep.settings is not None,
-            "data_digest": sweep.records[0].data_digest,
-            "schedule": sweep.records[0].schedule,
-            "counts": counts(fit),
-        },
-        "used": [record.run for record in sweep.records],
-        "stopped": [asdict(run) for run in sweep.stopped],
-        "rejected": [
-            {"at": f"{sweep.runs_path}:{rejection.line}", "reason": rejection.reason}
-            for rejection in sweep.rejections
-        ],
-        "cells": [_cell(cell) for cell in fit.cells],
-        "budgets": [_budget(budget) for budget in fit.budgets],
-        "laws": _laws(fit),
-        "plans": [_outcome(outcome) for outcome in outcomes],
-        "warnings": list(fit.warnings),
+        "data": _data(fit),
+        "surface": _surfaces(fit),
+        "isoflop": _isoflop(fit.isoflop),
+        "hyper": _hyper(fit),
+        "forecast": _forecast(fit.forecast),
+        "plan": [plan_document(plan) for plan in plans],
+        "warnings": [_finding(finding) for finding in unique(findings)],
+        "options": {"resamples": fit.options.resamples, "seed": fit.options.seed},
+        "versions": versions(),
     }
 
 
-def counts(fit: Fit) -> dict[str, int]:
-    """How many lines of the sweep went where."""
+def unique(findings: Sequence[Finding]) -> list[Finding]:
+    """Each finding once, in order; several targets may raise the same one."""
+    return list(dict.fromkeys(findings))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the numbers depend on."""
     return {
-        "used": len(fit.sweep.records),
-        "diverged": len(fit.sweep.stopped_as("diverged")),
-        "failed": len(fit.sweep.stopped_as("failed")),
-        "rejected": len(fit.sweep.rejections),
+        "scalewright": _version("scalewright"),
+        "python": platform.python_version(),
+        "numpy": _version("numpy"),
+        "scipy": _version("scipy"),
     }
-
-
-def plan_tables(plan: Plan, fit: Fit) -> dict[str, Any]:
-    """The content of `plan.toml`: the RunConfig tables as they are, and `[plan]` beside them."""
-    provenance: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "target_flops": plan.forecast.target_flops,
-        "planned_flops": plan.planned_flops,
-        "extrapolation": plan.forecast.extrapolation,
-        "level": LEVEL,
-        "runs_sha256": fit.sweep.runs_sha256,
-        "data_digest": fit.sweep.records[0].data_digest,
-        "warnings": [*fit.warnings, *plan.warnings],
-    }
-    for name, number in plan.numbers.items():
-        # TOML has no null: an interval that is not known is left out, and `unknown` says why.
-        provenance[name] = {k: v for k, v in _number(number).items() if v is not None}
-    return {**plan.config, "plan": provenance}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON (no NaN) atomically."""
-    write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+    write_bytes(path, to_json(content).encode())
 
 
-def write_toml(path: Path, content: Mapping[str, Any]) -> None:
-    """Write TOML atomically."""
-    import tomli_w
-
-    write_bytes(path, tomli_w.dumps(content).encode())
+def to_json(content: Mapping[str, Any]) -> str:
+    """Strict JSON: numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -103,139 +88,228 @@ def write_bytes(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def interval(estimate: Estimate) -> list[float] | None:
+    """[low, high], None where unknown."""
+    if estimate.low is None or estimate.high is None:
+        return None
+    return [estimate.low, estimate.high]
+
+
+def _data(fit: Fit) -> dict[str, Any]:
+    sweep = fit.sweep
     return {
-        "budget_flops": cell.budget_flops,
-        "width": cell.width,
-        "block_params": cell.block_params,
-        "tokens": cell.tokens,
-        "verdict": cell.verdict,
-        "lr": cell.lr,
-        "lr_low": cell.lr_low,
-        "lr_high": cell.lr_high,
-        "loss": cell.loss,
-        "loss_is_upper_bound": not cell.interior,
-        "lr_best_run": cell.best.lr,
-        "curvature": None if cell.parabola is None else cell.parabola.curvature,
-        "runs": [asdict(rung) for rung in cell.rungs],
+        "source": sweep.source,
+        "group": sweep.group,
+        "hash": f"sha256:{sweep.sha256}",
+        "rows": sweep.rows,
+        "used": len(sweep.runs),
+        "rejected": [{"row": each.row, "reason": each.reason} for each in sweep.rejections],
+        "stopped": [
+            {"row": run.row, "run": run.run, "status": run.status, "lr": run.lr}
+            for run in sweep.stopped
+        ],
+        "points": len(fit.points),
+        "accounting": {
+            "flops": sweep.accounting.flops,
+            "params": sweep.accounting.params,
+            "planned_with": fit.frontier.source,
+        },
+        "noise": fit.noise,
+    }
+
+
+def _surfaces(fit: Fit) -> dict[str, Any]:
+    resamples = fit.resamples
+    ways = (
+        ("huber", fit.huber, None if resamples is None else resamples.huber),
+        ("varpro", fit.varpro, None if resamples is None else resamples.varpro),
+    )
+    return {
+        name: {"not_fitted": found.reason}
+        if isinstance(found, NotFitted)
+        else _surface(found, samples, fit.constants.get(name, {}))
+        for name, found, samples in ways
+    }
+
+
+def _surface(
+    found: SurfaceFit, samples: Surfaces | None, constants: Mapping[str, Estimate]
+) -> dict[str, Any]:
+    surface = found.surfaces.surface()
+    names = (*CONSTANTS, "a")
+    return {
+        **{name: getattr(surface, name) for name in names},
+        "objective": found.objective,
+        "se": _standard_errors(samples),
+        "interval": {
+            name: interval(constants[name]) if name in constants else None for name in names
+        },
+        "starts": found.starts,
+        "agreeing": found.agreeing,
+        "condition": found.condition,
+        "gradient_norm": found.gradient_norm,
+        "residual_sd": found.residual_sd,
+    }
+
+
+def _standard_errors(samples: Surfaces | None) -> dict[str, float | None]:
+    """Half of the central 68% of the resamples, which one far-off resample does not blow up."""
+    if samples is None or len(samples) < 3:
+        return dict.fromkeys((*CONSTANTS, "a"))
+    return {
+        name: float(np.diff(np.percentile(values[1:], (16, 84)))[0]) / 2
+        for name, values in samples.constants().items()
+    }
+
+
+def _isoflop(curves: IsoFlop) -> dict[str, Any]:
+    budgets = [_budget(budget) for budget in curves.budgets]
+    if isinstance(curves.laws, NotFitted):
+        nothing = {"exponent": None, "interval": None, "not_fitted": curves.laws.reason}
+        return {**nothing, "budgets": budgets}
+    return {**_compute(curves.laws), "budgets": budgets}
+
+
+def _compute(laws: ComputeLaws) -> dict[str, Any]:
+    exponent = laws.size.exponent("C")
+    floor = laws.loss_floor
+    return {
+        "exponent": exponent.value,
+        "interval": interval(exponent),
+        "exponents": dict(laws.exponents),
+        "bias": laws.bias,
+        "laws": {
+            "params": log_linear(laws.size),
+            "tokens": log_linear(laws.tokens),
+            "loss": log_linear(laws.loss_power),
+            "loss_above_floor": {"not_fitted": floor.reason}
+            if isinstance(floor, NotFitted)
+            else _floor(floor),
+        },
     }
 
 
 def _budget(budget: Budget) -> dict[str, Any]:
-    optimum = budget.optimum
+    best = budget.optimum
     return {
-        "budget_flops": budget.budget_flops,
+        "flops": budget.flops,
+        "params": None if best is None else best.params,
+        "tokens": None if best is None else best.tokens,
+        "loss": None if best is None else best.loss,
         "verdict": budget.verdict,
-        "sizes": [cell.block_params for cell in budget.cells],
-        "losses": [cell.loss for cell in budget.cells],
+        "akima_params": None if best is None else best.akima_params,
+        "bias_ln_params": None if best is None else best.bias_ln_params,
+        "window": None if best is None else [best.parabola.x_low, best.parabola.x_high],
+        "sizes": list(budget.params),
+        "losses": list(budget.loss),
         "upper_bounds": budget.upper_bounds,
-        "block_params": None if optimum is None else optimum.block_params,
-        "tokens": None if optimum is None else optimum.tokens,
-        "loss": None if optimum is None else optimum.loss,
-        "window": None if optimum is None else [optimum.parabola.x_low, optimum.parabola.x_high],
-    }
-
-
-def _laws(fit: Fit) -> dict[str, Any]:
-    compute = fit.compute
-    if isinstance(compute, NotFitted):
-        of_compute: dict[str, Any] = {"not_fitted": compute.reason}
-    else:
-        of_compute = _compute(compute)
-    return {"compute": of_compute, "learning_rate": _rate(fit.learning_rate)}
-
-
-def _compute(laws: ComputeLaws) -> dict[str, Any]:
-    floor = laws.loss_floor
-    return {
-        "budgets_flops": list(laws.budgets_flops),
-        "N": log_linear(laws.size),
-        "D": log_linear(laws.tokens),
-        "L": log_linear(laws.loss_power),
-        "L_with_floor": _floor(floor)
-        if isinstance(floor, FloorLaw)
-        else {"not_fitted": floor.reason},
-        "L_used": "L_with_floor" if isinstance(floor, FloorLaw) else "L",
     }
 
 
 def log_linear(law: LogLinear) -> dict[str, Any]:
-    """y = scale · Π variable^exponent as plain values."""
+    """y = coefficient · Π variable^exponent as plain values."""
     return {
-        "form": " ".join(["y = scale", *(f"* {name}^p_{name}" for name in law.variables)]),
-        "scale": asdict(law.scale),
-        "exponents": {name: asdict(law.exponent(name)) for name in law.variables},
+        "coefficient": law.scale.value,
+        "exponents": {name: law.exponent(name).value for name in law.variables},
+        "interval": {
+            "coefficient": interval(law.scale),
+            **{name: interval(law.exponent(name)) for name in law.variables},
+        },
         "residual_sd_ln": law.residual_sd,
         "df": law.df,
     }
 
 
 def _floor(law: FloorLaw) -> dict[str, Any]:
+    parameters = law.parameters()
     return {
-        "form": "y = floor + scale * C^-exponent",
-        "scale": law.scale,
-        **{name: asdict(estimate) for name, estimate in law.parameters().items()},
-        "residual_sd_relative": law.residual_sd,
-        "df": law.df,
+        "floor": law.floor,
+        "coefficient": law.scale,
+        "exponent": law.exponent_value,
+        "interval": {name: interval(estimate) for name, estimate in parameters.items()},
+        "budgets": law.df + 3,
     }
 
 
-def _rate(rate: LearningRateLaw | NotFitted) -> dict[str, Any]:
-    if isinstance(rate, NotFitted):
-        return {"not_fitted": rate.reason}
+def _hyper(fit: Fit) -> dict[str, Any]:
+    laws = {"lr": fit.hyper.lr, "batch_tokens": fit.hyper.batch_tokens}
+    regret = fit.hyper.regret
     return {
-        **log_linear(rate.law),
-        "reason": rate.reason,
-        "optima": rate.optima,
-        "regret": None if rate.regret is None else _regret(rate.regret),
-    }
-
-
-def _regret(regret: Regret) -> dict[str, Any]:
-    return {
-        "mean": regret.mean,
-        "worst": regret.worst,
-        "worst_cell": {
-            "budget_flops": regret.worst_cell.budget_flops,
-            "block_params": regret.worst_cell.block_params,
+        "groups": [_group(group) for group in fit.groups],
+        "laws": {
+            name: law.document() if isinstance(law, HyperLaw) else {"not_fitted": law.reason}
+            for name, law in laws.items()
         },
-        "cells": regret.cells,
-        "nearest_diverged": regret.diverged,
+        "regret": None if regret is None else regret.document(),
+        "transfer": _transfer(fit.transfer),
     }
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
-    if isinstance(outcome, Plan):
-        return {
-            **_forecast(outcome.forecast),
-            "planned_flops": outcome.planned_flops,
-            "numbers": {name: _number(number) for name, number in outcome.numbers.items()},
-            "warnings": list(outcome.warnings),
-            "refused": None,
-        }
-    if isinstance(outcome, ForecastOnly):
-        return {**_forecast(outcome.forecast), "no_plan": outcome.reason, "refused": None}
-    return {"target_flops": outcome.target_flops, "refused": outcome.reason}
-
-
-def _forecast(forecast: Forecast) -> dict[str, Any]:
-    rate = forecast.lr_peak
+def _group(group: Group) -> dict[str, Any]:
     return {
-        "target_flops": forecast.target_flops,
-        "extrapolation": forecast.extrapolation,
-        "forecast": {
-            "N": asdict(forecast.block_params),
-            "D": asdict(forecast.tokens),
-            "L": asdict(forecast.loss),
-            "lr": {"not_fitted": rate.reason} if isinstance(rate, NotFitted) else asdict(rate),
-        },
+        "params": group.params,
+        "tokens": group.tokens,
+        "flops": group.flops,
+        "width": group.width,
+        "runs": len(group.runs),
+        "lr_edge": group.lr_edge.value,
+        "batch_edge": group.batch_edge.value,
+        "lr": group.lr,
+        "batch_tokens": group.batch_tokens,
+        "lr_bounds": list(group.lr_bounds),
+        "batch_bounds": list(group.batch_bounds),
+        "lr_unstable": group.lr_unstable,
+        "loss": group.loss,
+        "loss_is_bound": group.loss_is_bound,
+        "reason": group.reason,
     }
 
 
-def _number(number: Number) -> dict[str, Any]:
+def _transfer(found: Transfer | NotFitted) -> dict[str, Any]:
+    if isinstance(found, NotFitted):
+        return {"verdict": None, "text": found.reason}
     return {
-        **asdict(number.estimate),
-        "unit": number.unit,
-        "reason": number.reason,
-        "source": number.source,
+        "verdict": found.verdict.value,
+        "width_exponent": found.exponent.value,
+        "interval": interval(found.exponent),
+        "factor": found.factor.value,
+        "factor_interval": interval(found.factor),
+        "widths": list(found.widths),
+        "text": found.text,
     }
+
+
+def _forecast(found: HoldOut | NotFitted) -> dict[str, Any]:
+    if isinstance(found, NotFitted):
+        return {"not_fitted": found.reason}
+    return {
+        "held_out_flops": found.held_out_flops,
+        "runs": found.runs,
+        "ratio": found.ratio,
+        "predicted": found.predicted,
+        "observed": found.observed,
+        "relative_error": found.relative_error,
+        "by": found.by,
+        "errors": dict(found.errors),
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {"code": finding.code, "text": finding.text, "refuses": finding.refuses}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -2,160 +2,206 @@
 
 from collections.abc import Iterator, Sequence
 
+from planner.estimators import SurfaceFit
+from planner.findings import Finding
 from planner.fit import Fit
-from planner.hyper import LearningRateLaw
+from planner.forecast import HoldOut
+from planner.hyper import Edge, Group
+from planner.hyper_law import HyperLaw
 from planner.isoflop import ComputeLaws
-from planner.laws import LEVEL, Estimate, FloorLaw, LogLinear, NotFitted
-from planner.plan import Forecast, ForecastOnly, Outcome, Plan, Refusal
-from planner.results import counts
+from planner.laws import LEVEL, Estimate, FloorLaw, NotFitted
+from planner.plan import Plan
+from planner.results import unique
+from planner.surface import CONSTANTS
 
-MAX_REJECTIONS_SHOWN = 10
-
-
-def summary(fit: Fit, outcomes: Sequence[Outcome]) -> str:
-    """Used, rejected, concluded, planned, in that order."""
-    sections = [_inputs(fit), _cells(fit), _budgets(fit), _laws(fit), *map(_outcome, outcomes)]
-    if fit.warnings:
-        sections.insert(4, "\n".join(f"warning: {warning}" for warning in fit.warnings))
-    return "\n\n".join(sections)
+MAX_ROWS = 24
+MAX_REJECTIONS = 5
 
 
-def _inputs(fit: Fit) -> str:
-    sweep = fit.sweep
-    counted = ", ".join(f"{count} {name}" for name, count in counts(fit).items())
-    lines = [
-        f"Sweep {sweep.runs_path} (data {sweep.records[0].data_digest}, "
-        f"schedule {sweep.records[0].schedule})",
-        f"  {counted}",
+def summary(fit: Fit, plans: Sequence[Plan]) -> str:
+    """Data, laws, forecast, warnings, plans, in that order."""
+    findings = unique([*fit.findings, *(each for plan in plans for each in plan.findings)])
+    sections = [
+        _data(fit),
+        _surface(fit),
+        _isoflop(fit),
+        _hyper(fit),
+        _forecast(fit.forecast),
+        *(_plan(plan) for plan in plans),
+        _findings(findings),
     ]
-    shown = sweep.rejections[:MAX_REJECTIONS_SHOWN]
-    lines += [f"  rejected {sweep.runs_path}:{r.line}: {r.reason}" for r in shown]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _data(fit: Fit) -> str:
+    sweep = fit.sweep
+    name = f"{sweep.source}" + (f", group {sweep.group}" if sweep.group else "")
+    stopped = [run.status for run in sweep.stopped]
+    counts = (
+        f"  {sweep.rows} rows: {len(sweep.runs)} used, {stopped.count('diverged')} diverged, "
+        f"{stopped.count('failed')} failed, {len(sweep.rejections)} rejected; "
+        f"{len(fit.points)} points of (N, D)"
+    )
+    lines = [f"Sweep {name}", counts]
+    shown = sweep.rejections[:MAX_REJECTIONS]
+    lines += [f"  rejected row {each.row}: {each.reason}" for each in shown]
     if len(sweep.rejections) > len(shown):
         lines.append(f"  and {len(sweep.rejections) - len(shown)} more, all in laws.json")
     return "\n".join(lines)
 
 
-def _cells(fit: Fit) -> str:
-    rows = [("budget", "width", "N", "D", "best lr", "within", "loss", "verdict")]
-    for cell in fit.cells:
-        low = "?" if cell.lr_low is None else f"{cell.lr_low:.2e}"
-        high = "?" if cell.lr_high is None else f"{cell.lr_high:.2e}"
+def _surface(fit: Fit) -> str:
+    if not isinstance(fit.huber, SurfaceFit) or not isinstance(fit.varpro, SurfaceFit):
+        return ""
+    rows = [("L = E + A N^-alpha + B D^-beta", "Huber on ln L", "least squares")]
+    of_huber, of_varpro = (each.surfaces.surface() for each in (fit.huber, fit.varpro))
+    for name in (*CONSTANTS, "a"):
+        label = "a = beta/(alpha+beta), N* ~ C^a" if name == "a" else name
         rows.append(
             (
-                f"{cell.budget_flops:.2e}",
-                str(cell.width),
-                f"{cell.block_params:.3g}",
-                f"{cell.tokens:.3g}",
-                "-" if cell.lr is None else f"{cell.lr:.3e}",
-                f"{low}..{high}",
-                f"{'' if cell.interior else '<='}{cell.loss:.5f}",
-                cell.verdict,
+                label,
+                _with_interval(getattr(of_huber, name), fit.constants.get("huber", {}).get(name)),
+                _with_interval(getattr(of_varpro, name), fit.constants.get("varpro", {}).get(name)),
             )
         )
-    return "Learning rate, per budget and size\n" + _table(rows)
+    rows.append(("objective", f"{fit.huber.objective:.7g}", f"{fit.varpro.objective:.7g}"))
+    agree = f"{fit.huber.agreeing} of {fit.huber.starts} starts agree"
+    rows.append(
+        ("condition number", f"{fit.huber.condition:.3g}; {agree}", f"{fit.varpro.condition:.3g}")
+    )
+    return f"Loss surface ({LEVEL:.0%} intervals)\n{_table(rows)}"
 
 
-def _budgets(fit: Fit) -> str:
+def _with_interval(value: float, estimate: Estimate | None) -> str:
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return f"{value:.5g}"
+    return f"{value:.5g}  ({estimate.low:.4g}..{estimate.high:.4g})"
+
+
+def _isoflop(fit: Fit) -> str:
+    if not fit.isoflop.budgets:
+        return ""
     rows = [("budget", "sizes", "N*", "D*", "loss", "verdict")]
-    for budget in fit.budgets:
+    for budget in fit.isoflop.budgets:
         best = budget.optimum
         rows.append(
             (
-                f"{budget.budget_flops:.2e}",
-                str(len(budget.cells)),
-                "-" if best is None else f"{best.block_params:.4g}",
+                f"{budget.flops:.3g}",
+                str(len(budget.params)),
+                "-" if best is None else f"{best.params:.4g}",
                 "-" if best is None else f"{best.tokens:.4g}",
                 "-" if best is None else f"{best.loss:.5f}",
                 budget.verdict,
             )
         )
-    return "Size, per budget\n" + _table(rows)
+    laws = fit.isoflop.laws
+    lines = [] if isinstance(laws, NotFitted) else list(_compute_lines(laws))
+    return "\n".join(["isoFLOP curves", _table(rows), *lines])
 
 
-def _laws(fit: Fit) -> str:
-    lines = [f"Laws ({LEVEL:.0%} intervals)"]
-    lines += _compute_lines(fit.compute)
-    lines += _rate_lines(fit.learning_rate)
+def _compute_lines(laws: ComputeLaws) -> Iterator[str]:
+    size, tokens = laws.size.exponent("C"), laws.tokens.exponent("C")
+    others = ", ".join(f"{name} {value:.3f}" for name, value in laws.exponents.items())
+    yield f"  N* ~ C^{size.value:.4f} ({_interval(size)}); by way of finding minima: {others}"
+    yield f"  D* ~ C^{tokens.value:.4f} ({_interval(tokens)})"
+    if isinstance(laws.loss_floor, FloorLaw):
+        floor = laws.loss_floor.parameters()["floor"]
+        yield (
+            f"  L* = {floor.value:.4f} + {laws.loss_floor.scale:.4g} "
+            f"C^-{laws.loss_floor.exponent_value:.4f}, floor {_interval(floor)}"
+        )
+
+
+def _hyper(fit: Fit) -> str:
+    judged = [group for group in fit.groups if group.lr_edge is not Edge.DEGENERATE]
+    judged += [
+        group
+        for group in fit.groups
+        if group.lr_edge is Edge.DEGENERATE and group.batch_edge is not Edge.DEGENERATE
+    ]
+    if not judged:
+        return ""
+    lines = ["Best learning rate and batch", _table(_group_rows(judged[:MAX_ROWS]))]
+    if len(judged) > MAX_ROWS:
+        lines.append(f"  and {len(judged) - MAX_ROWS} more groups, all in laws.json")
+    lines += [
+        _law_line("lr*", fit.hyper.lr),
+        _law_line("batch* (tokens)", fit.hyper.batch_tokens),
+    ]
+    regret = fit.hyper.regret
+    if regret is not None:
+        lines.append(
+            f"  loss lost by following the laws on this sweep: mean {regret.mean:.3%}, worst "
+            f"{regret.max:.3%} over {regret.groups} groups; nearest run diverged in "
+            f"{regret.diverged}"
+        )
+    lines.append(
+        "  muP transfer: "
+        + (fit.transfer.reason if isinstance(fit.transfer, NotFitted) else fit.transfer.text)
+    )
     return "\n".join(lines)
 
 
-def _compute_lines(laws: ComputeLaws | NotFitted) -> Iterator[str]:
-    if isinstance(laws, NotFitted):
-        yield f"  N*, D*, L*: none: {laws.reason}"
-        return
-    yield f"  N*(C) = {_formula(laws.size)}"
-    yield f"  D*(C) = {_formula(laws.tokens)}"
-    if isinstance(laws.loss_floor, FloorLaw):
-        floor = laws.loss_floor.parameters()
-        yield (
-            f"  L*(C) = {floor['floor'].value:.4f} + {laws.loss_floor.scale:.4g} "
-            f"C^-{floor['exponent'].value:.4f}   floor {_interval(floor['floor'])}, "
-            f"exponent {_interval(floor['exponent'])}"
+def _group_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("N", "D", "runs", "lr*", "batch*", "loss", "verdict")]
+    for group in groups:
+        edges = f"lr {group.lr_edge.value}"
+        if group.batch_edge is not Edge.DEGENERATE:
+            edges += f", batch {group.batch_edge.value}"
+        rows.append(
+            (
+                f"{group.params:.4g}",
+                f"{group.tokens:.4g}",
+                str(len(group.runs)),
+                "-" if group.lr is None else f"{group.lr:.3g}",
+                "-" if group.batch_tokens is None else f"{group.batch_tokens:.3g}",
+                f"{'<=' if group.loss_is_bound else ''}{group.loss:.5f}",
+                edges,
+            )
         )
-    else:
-        yield f"  L*(C) = {_formula(laws.loss_power)}   (no floor: {laws.loss_floor.reason})"
+    return rows
 
 
-def _rate_lines(rate: LearningRateLaw | NotFitted) -> Iterator[str]:
-    if isinstance(rate, NotFitted):
-        yield f"  lr*: none: {rate.reason}"
-        return
-    yield f"  lr* = {_formula(rate.law)}"
-    yield f"    {rate.reason}"
-    if rate.regret is not None:
-        yield (
-            f"    loss regret of the law on the sweep: mean {rate.regret.mean:.3%}, "
-            f"worst {rate.regret.worst:.3%} over {rate.regret.cells} cells; "
-            f"nearest rate diverged in {rate.regret.diverged}"
-        )
-
-
-def _formula(law: LogLinear) -> str:
-    powers = "".join(f" {name}^{law.exponent(name).value:.4f}" for name in law.variables)
-    exponents = ", ".join(f"p_{name} {_interval(law.exponent(name))}" for name in law.variables)
-    return f"{law.scale.value:.4g}{powers}   {exponents or _interval(law.scale)}"
-
-
-def _outcome(outcome: Outcome) -> str:
-    if isinstance(outcome, Refusal):
-        return f"No plan for {outcome.target_flops:.3g} FLOPs: {outcome.reason}"
-    if isinstance(outcome, ForecastOnly):
-        return f"{_forecast(outcome.forecast)}\n  no plan: {outcome.reason}"
-    return f"{_heading('Plan', outcome.forecast)}\n{_numbers(outcome)}"
-
-
-def _heading(what: str, forecast: Forecast) -> str:
+def _law_line(name: str, law: HyperLaw | NotFitted) -> str:
+    if isinstance(law, NotFitted):
+        return f"  {name}: none: {law.reason}"
     return (
-        f"{what} for {forecast.target_flops:.3g} FLOPs "
-        f"({forecast.extrapolation:.3g}x the largest budget in the laws)"
+        f"  {name} = {law.coefficient.value:.4g} N^{law.params_exponent.value:.4f} "
+        f"D^{law.tokens_exponent.value:.4f}   (N {_interval(law.params_exponent)}, "
+        f"D {_interval(law.tokens_exponent)}; {law.reason})"
     )
 
 
-def _forecast(forecast: Forecast) -> str:
-    rows = [("", "value", f"{LEVEL:.0%} interval")]
-    for name, estimate in (
-        ("N*", forecast.block_params),
-        ("D*", forecast.tokens),
-        ("L*", forecast.loss),
-        ("lr*", forecast.lr_peak),
-    ):
-        if isinstance(estimate, NotFitted):
-            rows.append((name, "-", "no law, see above"))
-        else:
-            rows.append((name, f"{estimate.value:.4g}", _interval(estimate)))
-    return f"{_heading('Forecast', forecast)}\n{_table(rows)}"
+def _forecast(found: HoldOut | NotFitted) -> str:
+    if isinstance(found, NotFitted):
+        return f"Largest budget held out: {found.reason}"
+    others = "; ".join(f"by the {name} {error:+.2%}" for name, error in found.errors.items())
+    return (
+        f"Largest budget held out ({found.held_out_flops:.3g} FLOPs, {found.ratio:.3g}x the next): "
+        f"loss forecast {found.predicted:.5f}, found {found.observed:.5f} ({others})"
+    )
 
 
-def _numbers(plan: Plan) -> str:
-    lines = []
+def _plan(plan: Plan) -> str:
+    lines = [f"Plan for {plan.target_flops:.3g} FLOPs ({plan.extrapolation:.3g}x the largest run)"]
     for name, number in plan.numbers.items():
-        value = number.estimate.value
-        shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+        estimate = number.estimate
         lines += [
-            f"  {name} = {shown} ({_interval(number.estimate)}) {number.unit}",
+            f"  {name} = {_value(estimate.value)} {number.unit} ({_interval(estimate)})",
             f"      {number.reason} [{number.source}]",
         ]
-    return "\n".join([*lines, *(f"  warning: {warning}" for warning in plan.warnings)])
+    return "\n".join(lines)
+
+
+def _value(value: float) -> str:
+    return f"{value}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    return "\n".join(
+        f"{'REFUSED' if finding.refuses else 'warning'} [{finding.code}]: {finding.text}"
+        for finding in findings
+    )
 
 
 def _interval(estimate: Estimate) -> str:

@@ -1,0 +1,91 @@
+"""One call of `planner fit` or `planner report`: read, fit, plan, write; and what to tell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.cli_options import Budgets
+from planner.fit import Fit, FitOptions, fit_sweep
+from planner.plan import Plan, make_plan, targets, write_plan
+from planner.records import Sweep, read_sweeps
+from planner.results import document, to_json, write_bytes
+from planner.spec import ReadOptions
+from planner.tables import summary
+
+SCHEMA_VERSION = 2
+LAWS_FILE, PLAN_FILE = "laws.json", "plan.toml"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything the command line said; `command` is itself, for the report."""
+
+    source: str
+    read: ReadOptions
+    budgets: Budgets
+    resamples: int
+    seed: int
+    out: Path | None
+    force: bool
+    command: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """For people, for machines, and whether any refusal stands."""
+
+    summary: str
+    json: str
+    trusted: bool
+
+
+def run(request: Request, with_report: bool) -> Outcome:
+    """Do all of it; every bad input is found before anything is written."""
+    sweeps = read_sweeps(request.source, request.read)
+    folder = request.out or default_folder(sweeps[0])
+    fits = [_fitted(sweep, request) for sweep in sweeps]
+    documents = [document(fit, plans) for fit, plans in fits]
+    whole = documents[0] if request.read.group is None else _grouped(sweeps, documents)
+    json = to_json(whole)
+    written = _write(fits, json, folder)
+    if with_report:
+        from planner.report import write_report
+
+        written += write_report(fits, folder, request.command)
+    told = "\n\n".join(summary(fit, plans) for fit, plans in fits)
+    return Outcome(
+        summary=f"{told}\n\nWritten: {', '.join(map(str, written))}",
+        json=json,
+        trusted=all(each["trusted"] for each in documents),
+    )
+
+
+def default_folder(sweep: Sweep) -> Path:
+    """`fit/` beside a sweep.toml; other people's data is not written into."""
+    own = sweep.folder is not None and (sweep.folder / "sweep.toml").is_file()
+    return sweep.folder / "fit" if own and sweep.folder else Path("fit")
+
+
+def _fitted(sweep: Sweep, request: Request) -> tuple[Fit, list[Plan]]:
+    fit = fit_sweep(sweep, FitOptions(request.resamples, request.seed))
+    wanted = targets(fit.largest_flops, request.budgets)
+    return fit, [make_plan(fit, target, request.budgets, request.force) for target in wanted]
+
+
+def _grouped(sweeps: Sequence[Sweep], documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    groups = {str(sweep.group): each for sweep, each in zip(sweeps, documents, strict=True)}
+    return {"schema_version": SCHEMA_VERSION, "groups": groups}
+
+
+def _write(fits: Sequence[tuple[Fit, list[Plan]]], json: str, folder: Path) -> list[Path]:
+    """laws.json, and plan.toml where there is a config; what an earlier fit left does not stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PLAN_FILE).unlink(missing_ok=True)
+    written = [folder / LAWS_FILE]
+    write_bytes(written[0], json.encode())
+    first = next((plan for _, plans in fits for plan in plans if plan.config is not None), None)
+    if first is not None:
+        written.append(folder / PLAN_FILE)
+        write_plan(first, written[-1])
+    return written
