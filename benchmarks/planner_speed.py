@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
+from planner.report import write_report
 
 from planner.cli_options import Budgets
 from planner.estimators import SurfaceFit, fit_huber, fit_varpro
@@ -31,7 +32,6 @@ from planner.fit import FitOptions, fit_sweep, points_of
 from planner.hyper import groups
 from planner.plan import make_plan, targets
 from planner.records import Sweep, read_sweeps
-from planner.report import write_report
 from planner.spec import ReadOptions
 
 CHINCHILLA = ReadOptions(
