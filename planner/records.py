@@ -26,13 +26,13 @@ from planner.expressions import (
 )
 from planner.findings import Finding
 from planner.rows import SIZES, Reading, build
-from planner.runs import Accounting, Rejection, Run, Stopped
+from planner.runs import Accounting, Rejection, Run, Stopped, counted, rows_in_words
 from planner.sources import Row, Table, read_table
 from planner.spec import ReadOptions, Spec, accounting_of, is_native, read_spec, resolve
 
 __all__ = ["Accounting", "Rejection", "Run", "Stopped", "Sweep", "read_sweeps"]
 
-_LISTED = 8  # values or rows that a message names
+_LISTED = 8  # values that a message names
 _UNIFORM = {
     "data_digest": "losses on different data cannot be compared",
     "schedule": "a loss under one learning-rate schedule says nothing of another (nor does one "
@@ -233,8 +233,9 @@ def _copies_finding(built: Sequence[Built], distinct: Sequence[Built]) -> list[F
     return [
         Finding(
             "duplicate_rows",
-            f"{len(copies)} rows are copies of earlier ones ({_listed(copies)}) and are left out; "
-            "if they are runs of other seeds, give the table a seed column",
+            f"{counted(len(copies), 'row')} equal to an earlier one in every canonical value "
+            f"({rows_in_words(copies)}): left out. If they are runs of other seeds, give the "
+            "table a seed column",
         )
     ]
 
@@ -261,9 +262,9 @@ def _read_findings(
         found.append(
             Finding(
                 "negative_loss",
-                f"{len(negative)} rows have a negative loss ({_listed(negative)}; a loss must be "
-                "above 0) and are left out; if the loss was shifted or is a log-likelihood, map "
-                "the column of the loss itself",
+                f"{counted(len(negative), 'row')} with a loss below 0 "
+                f"({rows_in_words(negative)}): left out. If the loss was shifted or is a "
+                "log-likelihood, map the column of the loss itself",
             )
         )
     labels = {as_text(row.cells.get("group")) for row in rows}
@@ -280,12 +281,6 @@ def _read_findings(
 
 def _loss(row: Row, reading: Reading) -> float | None:
     return number_of(reading.columns["loss"].value(row.cells))
-
-
-def _listed(rows: Sequence[int]) -> str:
-    more = f" and {len(rows) - _LISTED} more" if len(rows) > _LISTED else ""
-    noun = "row" if len(rows) == 1 else "rows"
-    return f"{noun} {', '.join(map(str, rows[:_LISTED]))}{more}"
 
 
 def _check_usable(

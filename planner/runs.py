@@ -1,9 +1,12 @@
 """What one row of a sweep can be: a finished run, a stopped run or a rejection."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 FlopsAccounting = Literal["exact", "6nd"]
+
+_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +66,15 @@ class Accounting:
 
     flops: FlopsAccounting | None = None
     params: str | None = None
+
+
+def counted(count: int, noun: str) -> str:
+    """The count with its noun, for a message."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def rows_in_words(rows: Sequence[int]) -> str:
+    """The first rows by number, for a message."""
+    more = f" and {len(rows) - _LISTED} more" if len(rows) > _LISTED else ""
+    noun = "row" if len(rows) == 1 else "rows"
+    return f"{noun} {', '.join(map(str, rows[:_LISTED]))}{more}"
