@@ -50,9 +50,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings of a group, smallest learning rate first, then smallest batch."""
+    """The settings of a group, smallest learning rate first, then smallest batch.
+
+    `left_out` counts the runs without a learning rate or batch that others of the group have.
+    """
 
     points: tuple[Point, ...]
+    left_out: int = 0
 
     @cached_property
     def stable(self) -> tuple[Point, ...]:
@@ -117,8 +121,9 @@ def lay_out(runs: Sequence[Run], diverged: Sequence[Stopped]) -> Grid:
         if isinstance(member, Run):
             finished[place].append(member)
     unstable = {place for m, place in zip(members, places, strict=True) if isinstance(m, Stopped)}
-    losses = _losses(finished, unstable, varied=len(at) > 1, has_lr=LR in axes)
-    return Grid(tuple(_point(at[place], losses.get(place), place) for place in sorted(at)))
+    losses = _losses(finished, unstable, has_lr=LR in axes)
+    points = tuple(_point(at[place], losses.get(place), place) for place in sorted(at))
+    return Grid(points, left_out=len(runs) - sum(map(len, finished.values())))
 
 
 def levels(values: Sequence[float], tolerance: float) -> list[int]:
@@ -165,15 +170,14 @@ def _places(members: Sequence[Run | Stopped], axes: Sequence[int]) -> list[Place
 
 
 def _losses(
-    finished: dict[Place, list[Run]], unstable: set[Place], *, varied: bool, has_lr: bool
+    finished: dict[Place, list[Run]], unstable: set[Place], *, has_lr: bool
 ) -> dict[Place, float]:
     """The loss of each stable setting."""
     by_seed = {
         place: _seed_losses(runs) if has_lr else [run.loss for run in runs]
         for place, runs in finished.items()
     }
-    best = min(min(losses) for losses in by_seed.values())
-    limit = best * DIVERGED_RATIO if varied else math.inf
+    limit = DIVERGED_RATIO * min(min(losses) for losses in by_seed.values())
     means = {place: math.fsum(losses) / len(losses) for place, losses in by_seed.items()}
     stable = {
         place: mean

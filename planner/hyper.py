@@ -313,7 +313,11 @@ def _reason(verdict: _Verdict, grid: Grid) -> str:
     parts = [_axis_reason(verdict, grid, axis) for axis in (LR, BATCH)]
     if isinstance(verdict.curve, Quadratic) and _optimum(verdict) == (None, None):
         parts.append("no joint optimum where one axis has none")
-    return "; ".join([*parts, verdict.why] if verdict.why else parts)
+    if verdict.why:
+        parts.append(verdict.why)
+    if grid.left_out:
+        parts.append(f"{grid.left_out} runs without a learning rate or batch left out")
+    return "; ".join(parts)
 
 
 def _axis_reason(verdict: _Verdict, grid: Grid, axis: int) -> str:
@@ -351,12 +355,13 @@ def _direction(found: Sequence[Group], axis: int, counts: Counter[Edge]) -> str:
     name = NAMES[axis]
     advice = []
     tried = [point.setting(axis) for g in found for point in g.grid.stable]
-    if counts[Edge.UPPER]:
+    stopped = [g.lr_bounds[1] is not None for g in found if g.edges[axis] is Edge.UPPER]
+    if axis == LR and any(stopped):
+        advice.append("run finer rates below those that diverged")
+    if counts[Edge.UPPER] and (axis == BATCH or not all(stopped)):
         advice.append(f"extend the grid to a larger {name} than {max(tried):.3g}")
     if counts[Edge.LOWER]:
         advice.append(f"extend the grid to a smaller {name} than {min(tried):.3g}")
-    if axis == LR and any(g.lr_unstable for g in found if g.lr_edge is Edge.UPPER):
-        advice.append("run finer rates below those that diverged")
     if not advice:
         advice.append("run at least 3 of each swept setting, and 7 near the best, in a group")
     return "; ".join(advice)
