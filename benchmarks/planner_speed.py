@@ -35,7 +35,7 @@ from planner.records import Sweep, read_sweeps
 from planner.spec import ReadOptions
 
 CHINCHILLA = ReadOptions(
-    maps=("params=Model Size", "flops=Training FLOP", "loss=loss"), where=("loss<3.9",)
+    maps=("params=Model Size", "flops=Training FLOP", "loss=loss"), where=("loss<3.44",)
 )
 STEPLAW = ReadOptions(
     maps=("params=N", "tokens=D", "loss=smooth loss", "lr=lr", "batch_tokens=bs*2048")
