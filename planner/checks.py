@@ -8,13 +8,12 @@ import numpy as np
 from planner.findings import Finding
 from planner.runs import Accounting, Run, Stopped, counted
 from planner.size_checks import flops_agree, params_definition
-from planner.unit_checks import batch_units, loss_units
+from planner.unit_checks import BLOWN_LIMIT, batch_units, loss_units
 
 FEW_BUDGETS = 3
 BUDGET_TOLERANCE = 0.05
 SIZE_TOLERANCE = 0.01
 COLLINEAR_LIMIT = 0.99
-BLOWN_LIMIT = 1.5  # times the best loss of the same N and D: diverged, whatever the status says
 
 
 def check(runs: Sequence[Run], stopped: Sequence[Stopped], accounting: Accounting) -> list[Finding]:

@@ -45,12 +45,12 @@ def polynomial(x: Floats, degree: int) -> Floats:
 
 
 def quadratic(columns: list[Floats]) -> Floats:
-    """All terms to second order, fewer where the rows are few: shape (n, terms), the first is 1."""
+    """All terms to second order, at most one per four rows: shape (n, terms), the first is 1."""
     n = len(columns[0])
     u = [(x - x.mean()) / x.std() for x in columns if np.ptp(x) > 0]
     terms = [np.ones(n), *u, *(a * a for a in u)]
     terms += [a * b for i, a in enumerate(u) for b in u[:i]]
-    return np.stack(terms[: max(1, n // 3)], axis=1)
+    return np.stack(terms[: max(1, n // 4)], axis=1)
 
 
 def robust_fit(X: Floats, y: Floats) -> Floats:

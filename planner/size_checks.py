@@ -21,9 +21,12 @@ FLAT_LIMIT = 1.5  # of a C / 6ND that does not vary with N, as attention and emb
 SHOWN_LIMIT = 1.2  # a smooth trend below is not worth a word
 
 _FLAT = math.log(1.2)
-_FLAT_SIZES = 2.0  # over at least this range of N
-_CURVES_APART = 0.08  # in ln(C / 6ND), between two ways to count N
+_FLAT_RANGE = 4.0  # over at least this range of N
+_FLAT_SIZES = 4  # and so many sizes
+_CURVES_APART = 0.15  # in ln(C / 6ND), between two ways to count N
 _CURVES_CLEAR = 4.0  # times the distance of most rows from their curve
+_TWO_BETTER = 4.0  # times nearer to the rows than one curve
+_ROWS_SPARE = 3  # on either curve, beyond those that fix it
 _SMOOTH = 0.03  # no two curves where 95% of the rows are as near to one
 _INTERLEAVED = 3  # changes of curve along N; fewer could be a change of architecture
 
@@ -39,8 +42,8 @@ def params_definition(runs: Sequence[Run], accounting: Accounting) -> list[Findi
     if not found:
         return []
     text = (
-        f"{'; '.join(found)}: N with and without embeddings seem to be mixed. Count N one way in "
-        "every row, or fit one kind with --where"
+        f"{'; '.join(found)}: N with and without embeddings, or flops counted two ways, seem to "
+        "be mixed. Count one way in every row, or fit one kind with --where"
     )
     # Exact FLOPs differ with the length of the samples, so of these signs one alone says little.
     doubtful = accounting.flops == "exact" and signs[0] is None
@@ -87,7 +90,7 @@ def _two_ratios(runs: Sequence[Run]) -> str | None:
     if np.quantile(np.abs(residuals), 0.95) < _SMOOTH:
         return None
     mixture = two_curves(X, ratios)
-    if mixture is None or not _clear(mixture, N):
+    if mixture is None or not _clear(mixture, N, X.shape[1], residuals):
         return None
     few = mixture.upper if mixture.upper.mean() <= 0.5 else ~mixture.upper
     rows = [run.row for run, is_few in zip(runs, few, strict=True) if is_few]
@@ -98,7 +101,11 @@ def _two_ratios(runs: Sequence[Run]) -> str | None:
     )
 
 
-def _clear(mixture: Mixture, N: Floats) -> bool:
+def _clear(mixture: Mixture, N: Floats, terms: int, one_curve: Floats) -> bool:
+    fewest = min(mixture.upper.sum(), (~mixture.upper).sum())
+    better = np.abs(one_curve).mean() >= _TWO_BETTER * np.abs(mixture.residuals).mean()
+    if fewest < terms + _ROWS_SPARE or not better:
+        return False
     gap = float(np.median(mixture.gap))
     most = float(np.quantile(np.abs(mixture.residuals), 0.9))
     along = mixture.upper[np.argsort(N, kind="stable")]
@@ -116,7 +123,7 @@ def flops_agree(runs: Sequence[Run], accounting: Accounting) -> list[Finding]:
     rows = _off_rows(
         runs, ratios - trend, math.log1p(TREND_TOLERANCE), "the trend of flops / 6ND over params"
     )
-    return [*rows, *_level(N, trend, accounting)]
+    return rows or _level(N, trend, accounting)
 
 
 def _off_rows(runs: Sequence[Run], off: Floats, tolerance: float, reference: str) -> list[Finding]:
@@ -142,7 +149,8 @@ def _level(N: Floats, trend: Floats, accounting: Accounting) -> list[Finding]:
     """The trend as a whole against C = 6ND: other units, or what 6ND leaves out."""
     middle = abs(float(np.median(trend)))
     exact = accounting.flops == "exact"
-    flat = np.ptp(trend) < _FLAT and N.max() / N.min() >= _FLAT_SIZES
+    wide = len(np.unique(N)) >= _FLAT_SIZES and N.max() / N.min() >= _FLAT_RANGE
+    flat = wide and np.ptp(trend) < _FLAT
     far = middle > math.log(EXACT_LEVEL_LIMIT if exact else LEVEL_LIMIT)
     span = f"flops are {math.exp(trend.min()):.3g} to {math.exp(trend.max()):.3g} times 6ND"
     if far or (flat and not exact and middle > math.log(FLAT_LIMIT)):

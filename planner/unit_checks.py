@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from planner.findings import Finding
-from planner.mixtures import LEAST_SHARE, Floats, Mixture, known_step, quadratic
+from planner.mixtures import LEAST_SHARE, Floats, Mixture, known_step, quadratic, robust_fit
 from planner.runs import Run, rows_in_words
 
 BITS_PER_NAT = 1 / math.log(2)
+BLOWN_LIMIT = 1.5  # times the best loss of the same N and D: diverged, whatever the status says
 SAMPLES_LIMIT = 16_384  # a batch in samples is below
 STEPS_LIMIT = 5e6  # more steps than anyone trains for
 MIXED_STEPS_LIMIT = 2e5  # enough, where the rest of the table has a hundredth of them
@@ -21,22 +22,25 @@ BATCH_APART = 100.0  # between the medians of samples and tokens
 BATCH_GAP = 8.0  # between the largest in samples and the smallest in tokens
 PASSES = 8.0  # tokens per (batch x steps); 1 where the batch is in tokens
 
-_LEAST_ROWS = 10
-_MOST_BETWEEN = 0.35  # rows halfway between two losses, per row of the smaller part
+_LEAST_ROWS = 20
+_MOST_BETWEEN = 0.3  # rows halfway between two levels, per row of the smaller one
+_TWO_BETTER = 2.5  # times nearer to the rows than one level
+_STEP = math.log(BITS_PER_NAT)
 
 
 def loss_units(runs: Sequence[Run]) -> list[Finding]:
     """Part of the losses 1/ln 2 = 1.4427 times the rest at like N, D, lr and batch: bits."""
-    if len(runs) < _LEAST_ROWS:
+    usable = _not_blown(runs)
+    if len(usable) < _LEAST_ROWS:
         return []
     names = ("params", "tokens", "lr", "batch_tokens")
-    columns = [[getattr(run, name) for run in runs] for name in names]
+    columns = [[getattr(run, name) for run in usable] for name in names]
     X = quadratic([np.log(column) for column in columns if None not in column])
-    step = math.log(BITS_PER_NAT)
-    mixture = known_step(X, np.log([run.loss for run in runs]), step)
-    if not mixture.balanced or not _two_levels(mixture, step) or _by_lr(runs, mixture):
+    y = np.log([run.loss for run in usable])
+    mixture = known_step(X, y, _STEP)
+    if not _two_levels(mixture, y - X @ robust_fit(X, y)) or _by_lr(usable, mixture):
         return []
-    above = [run.row for run, upper in zip(runs, mixture.upper, strict=True) if upper]
+    above = [run.row for run, upper in zip(usable, mixture.upper, strict=True) if upper]
     return [
         Finding(
             "loss_units_mixed",
@@ -48,12 +52,27 @@ def loss_units(runs: Sequence[Run]) -> list[Finding]:
     ]
 
 
-def _two_levels(mixture: Mixture, step: float) -> bool:
-    """Rows near either level (within a quarter of the step) abound, and few are between."""
-    above = mixture.residuals + step * mixture.upper
-    fewest = min(int((np.abs(above - level) < step / 4).sum()) for level in (0.0, step))
-    between = int((np.abs(above - step / 2) <= step / 4).sum())
-    return fewest >= LEAST_SHARE * len(above) and between <= _MOST_BETWEEN * fewest
+def _not_blown(runs: Sequence[Run]) -> list[Run]:
+    """Without runs that diverged by their loss, even where the best one is in the smaller unit."""
+    best: dict[tuple[float, float], float] = {}
+    for run in runs:
+        key = (run.params, run.tokens)
+        best[key] = min(run.loss, best.get(key, run.loss))
+    limit = BLOWN_LIMIT * BITS_PER_NAT
+    return [run for run in runs if run.loss <= limit * best[run.params, run.tokens]]
+
+
+def _two_levels(mixture: Mixture, from_one: Floats) -> bool:
+    """Rows near either level abound, few are between, and one level leaves far more to explain.
+
+    Near is within a quarter of the step; `from_one` are the residuals from a single level.
+    """
+    above = mixture.residuals + _STEP * mixture.upper
+    fewest = min(int((np.abs(above - level) < _STEP / 4).sum()) for level in (0.0, _STEP))
+    between = int((np.abs(above - _STEP / 2) <= _STEP / 4).sum())
+    one, two = (np.minimum(np.abs(r), _STEP).mean() for r in (from_one, mixture.residuals))
+    abound = mixture.balanced and fewest >= LEAST_SHARE * len(above)
+    return bool(abound and between <= _MOST_BETWEEN * fewest and one >= _TWO_BETTER * two)
 
 
 def _by_lr(runs: Sequence[Run], mixture: Mixture) -> bool:
