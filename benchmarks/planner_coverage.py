@@ -25,7 +25,6 @@ from typing import Any
 import click
 import numpy as np
 
-from planner.cli_options import Budgets
 from planner.fit import FitOptions, fit_sweep
 from planner.laws import Estimate, NotFitted
 from planner.plan import make_plan
@@ -38,7 +37,6 @@ TARGET_FLOPS = 1e22
 BUDGETS_FLOPS = (3e17, 6e17, 1e18, 3e18, 6e18)
 SIZES = 9
 NOISE_NATS = 3e-4
-ON_DEMAND = Budgets((TARGET_FLOPS,), None, None, "H100", 0.4, None)
 ASYMMETRIC = Surface(
     E=0.4856, A=0.0082 * 1e9**0.465, B=0.0373 * 1e9**0.155, alpha=0.465, beta=0.155
 )
@@ -86,7 +84,7 @@ def coverage(case: Case, sweeps: int, resamples: int) -> dict[str, dict[str, flo
     full_width = []
     for sweep in simulated(case, sweeps):
         fit = fit_sweep(sweep, FitOptions(resamples=resamples))
-        numbers = make_plan(fit, TARGET_FLOPS, ON_DEMAND, True).numbers
+        numbers = make_plan(fit, TARGET_FLOPS, force=True).numbers
         found["surface exponent"].append(fit.constants["huber"]["a"])
         found["N* at 1e22"].append(_log(numbers["params"].estimate))
         found["loss at 1e22"].append(_log(numbers["loss"].estimate))

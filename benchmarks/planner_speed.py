@@ -26,11 +26,11 @@ import click
 import numpy as np
 from planner.report import write_report
 
-from planner.cli_options import Budgets
+from planner.cost import targets
 from planner.estimators import SurfaceFit, fit_huber, fit_varpro
 from planner.fit import FitOptions, fit_sweep, points_of
 from planner.hyper import groups
-from planner.plan import make_plan, targets
+from planner.plan import make_plan
 from planner.records import Sweep, read_sweeps
 from planner.spec import ReadOptions
 
@@ -114,9 +114,8 @@ def peer(sweep: Sweep, name: str, loss: str | None, ours_s: float) -> None:
 
 def full_report(path: Path) -> int:
     sweep = one(path, STEPLAW)
-    budgets = Budgets((), None, None, "H100", 0.4, None)
     fit = fit_sweep(sweep, FitOptions(resamples=1000))
-    plans = [make_plan(fit, each, budgets, False) for each in targets(fit.largest_flops, budgets)]
+    plans = [make_plan(fit, each) for each in targets(fit.largest_flops)]
     with tempfile.TemporaryDirectory() as folder:
         write_report([(fit, plans)], Path(folder), "planner report")
     return sweep.rows

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from planner.cli_design import design
-from planner.cli_options import HELP, Budgets, ManyValues, fitting, planning, reading
+from planner.cli_options import HELP, ManyValues, fitting, planning, reading
 from planner.errors import (
     EXIT_FAILED,
     EXIT_INPUT,
@@ -72,31 +72,30 @@ def report(path: str, **options: Any) -> None:
 
 
 def _run(path: str, options: dict[str, Any], with_report: bool) -> None:
+    from planner.cost import hardware_of
     from planner.session import Request, run
     from planner.spec import ReadOptions
 
+    gpus = ("peak_tflops", "utilisation", "price_per_gpu_hour", "gpus")
+    if options["days"] is not None and options["gpus"] is None:
+        raise click.UsageError("--days needs --gpus: together they make the target")
     request = Request(
         source=path,
         read=ReadOptions(*(options[name] for name in ("maps", "where", "group", "spec"))),
-        budgets=Budgets(
-            *(
-                options[name]
-                for name in (
-                    "target_flops", "gpus", "days", "gpu", "utilisation", "price_per_gpu_hour",
-                )
-            )
-        ),
+        target_flops=options["target_flops"],
+        days=options["days"],
+        hardware=hardware_of(options["gpu"], **{name: options[name] for name in gpus}),
         resamples=options["resamples"],
         seed=options["seed"],
         out=options["out"],
         force=options["force"],
         command=shlex.join(["planner", *sys.argv[1:]]),
-    )  # fmt: skip
+    )
     outcome = run(request, with_report)
     click.echo(outcome.summary, err=options["as_json"])
     if options["as_json"]:
         click.echo(outcome.json, nl=False)
-    if not outcome.trusted and not request.force:
+    if not outcome.trusted:
         raise click.exceptions.Exit(EXIT_UNTRUSTED)
 
 

@@ -1,7 +1,6 @@
 """The options that commands share. Only click is imported here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,6 @@ def repeat_options(args: list[str]) -> list[str]:
                 option = None
         spread.append(arg)
     return spread
-
-
-@dataclass(frozen=True)
-class Budgets:
-    """For which budgets to plan, and on what GPUs."""
-
-    target_flops: tuple[float, ...]
-    gpus: int | None
-    days: float | None
-    gpu: str
-    utilisation: float
-    price_per_gpu_hour: float | None
 
 
 def reading(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +84,7 @@ def planning(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--gpus",
                 type=click.IntRange(min=1),
                 metavar="COUNT",
-                help="GPUs of the planned run; with --days, they make the target.",
+                help="GPUs of the planned run; with --days they make the target.  [8]",
             ),
             click.option(
                 "--days",
@@ -110,11 +97,18 @@ def planning(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--gpu", default="H100", show_default=True, help="H100, H200, B200, A100."
             ),
             click.option(
+                "--gpu-peak-tflops",
+                "peak_tflops",
+                type=float,
+                metavar="TFLOPS",
+                callback=_positive,
+                help="Dense bf16 peak of a GPU that has no name here.",
+            ),
+            click.option(
                 "--utilisation",
                 type=click.FloatRange(0, 1, min_open=True),
-                default=0.4,
-                show_default=True,
-                help="Share of the GPU's peak FLOPs that training reaches.",
+                metavar="SHARE",
+                help="Share of the GPU's peak FLOPs that training reaches.  [0.4]",
             ),
             click.option(
                 "--price",
@@ -122,7 +116,7 @@ def planning(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=float,
                 metavar="PRICE",
                 callback=_positive,
-                help="Price of a GPU hour.  [2.5]",
+                help="Price of a GPU hour.  [the GPU's]",
             ),
         )
     ):

@@ -7,7 +7,7 @@ import numpy as np
 
 from planner import bands, isoflop
 from planner.bands import Resamples
-from planner.base import Base, frontier_of, read_base
+from planner.base import Base, check_flops, frontier_of, read_base
 from planner.estimators import SurfaceFit, fit_huber, fit_varpro
 from planner.findings import Finding
 from planner.forecast import HoldOut, hold_out
@@ -59,19 +59,27 @@ class Fit:
     def largest_flops(self) -> float:
         return float(self.points.flops.max())
 
+    @property
+    def has_law_of_size(self) -> bool:
+        """Whether anything says how N* moves with compute."""
+        fitted = (self.huber, self.isoflop.laws)
+        return not all(isinstance(law, NotFitted) for law in fitted)
+
 
 def fit_sweep(sweep: Sweep, options: FitOptions = FitOptions()) -> Fit:
     """Fit every law the sweep can carry."""
     base = read_base(sweep)
     found = groups(sweep)
     points = points_of(found)
-    frontier = frontier_of(base, points)
+    frontier = frontier_of(base, points, sweep.accounting)
     huber, varpro = fit_huber(points), fit_varpro(points)
     surfaces = None if isinstance(huber, NotFitted) else huber.surfaces
     curves = isoflop.fit_isoflop(points, surfaces, frontier)
     resamples = _resamples(points, huber, varpro, curves, options)
     hyper = fit_hyper_laws(found, resamples=options.resamples, seed=options.seed)
     forecast = hold_out(points, curves, frontier)
+    doubts = judge(points, huber, varpro, curves, found, hyper, forecast)
+    off = check_flops(sweep, base) if base is not None else None
     return Fit(
         sweep=sweep,
         options=options,
@@ -88,7 +96,7 @@ def fit_sweep(sweep: Sweep, options: FitOptions = FitOptions()) -> Fit:
         transfer=transfer(found, resamples=options.resamples, seed=options.seed),
         forecast=forecast,
         noise=_noise(sweep, huber),
-        findings=(*sweep.findings, *judge(points, huber, varpro, curves, found, hyper, forecast)),
+        findings=(*sweep.findings, *([off] if off else []), *doubts),
     )
 
 

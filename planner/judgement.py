@@ -35,6 +35,7 @@ def judge(
 ) -> list[Finding]:
     """Every doubt about these fits, most basic first."""
     found = [*_surface(points, huber, varpro), *_curves(curves, huber), *_hyper(groups, hyper)]
+    found += _nothing(huber, curves, groups)
     if isinstance(forecast, HoldOut) and abs(forecast.relative_error) > FORECAST_ERROR:
         found.append(
             Finding(
@@ -45,6 +46,24 @@ def judge(
             )
         )
     return found
+
+
+def _nothing(
+    huber: SurfaceFit | NotFitted, curves: IsoFlop, groups: Sequence[Group]
+) -> Iterator[Finding]:
+    """A refusal where neither a size nor a learning rate or batch could be told."""
+    sizes = isinstance(huber, SurfaceFit) or isinstance(curves.laws, ComputeLaws)
+    tuned = any(group.lr is not None or group.batch_tokens is not None for group in groups)
+    if sizes or tuned:
+        return
+    swept = [group for group in groups if {group.lr_edge, group.batch_edge} != {Edge.DEGENERATE}]
+    why = f": {swept[0].reason}" if swept else ""
+    yield Finding(
+        "nothing_fitted",
+        "neither a law of the best size nor an optimum of learning rate or batch can be told from "
+        f"these runs{why}. `planner design` says which runs to add",
+        refuses=True,
+    )
 
 
 def _surface(

@@ -1,15 +1,10 @@
-"""What a fit leaves behind for machines: one JSON object (docs/planner-json.md describes it).
-
-Files are written beside their place and renamed, so that none is ever half there.
-"""
+"""What a fit leaves behind for machines: one JSON object (docs/planner-json.md describes it)."""
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +17,8 @@ from planner.hyper import Group
 from planner.hyper_law import HyperLaw
 from planner.isoflop import Budget, ComputeLaws, IsoFlop
 from planner.laws import LEVEL, Estimate, FloorLaw, LogLinear, NotFitted
-from planner.plan import Plan, plan_document
+from planner.plan import Plan
+from planner.plan_file import plan_document
 from planner.surface import CONSTANTS, Surfaces
 from planner.transfer import Transfer
 
@@ -71,21 +67,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON (no NaN) atomically."""
-    write_bytes(path, to_json(content).encode())
-
-
 def to_json(content: Mapping[str, Any]) -> str:
     """Strict JSON: numbers that are not finite become null."""
     return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside `path`, then rename over it."""
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def interval(estimate: Estimate) -> list[float] | None:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.cli_options import Budgets
+from planner.cost import Hardware, targets
+from planner.files import write_bytes
 from planner.fit import Fit, FitOptions, fit_sweep
-from planner.plan import Plan, make_plan, targets, write_plan
+from planner.plan import Plan, make_plan
+from planner.plan_file import write_plan
 from planner.records import Sweep, read_sweeps
-from planner.results import document, to_json, write_bytes
+from planner.results import document, to_json
 from planner.spec import ReadOptions
 from planner.tables import summary
 
@@ -23,7 +25,9 @@ class Request:
 
     source: str
     read: ReadOptions
-    budgets: Budgets
+    target_flops: tuple[float, ...]
+    days: float | None
+    hardware: Hardware
     resamples: int
     seed: int
     out: Path | None
@@ -33,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """For people, for machines, and whether any refusal stands."""
+    """For people, for machines, and whether no refusal stands that was not forced."""
 
     summary: str
     json: str
@@ -57,7 +61,7 @@ def run(request: Request, with_report: bool) -> Outcome:
     return Outcome(
         summary=f"{told}\n\nWritten: {', '.join(map(str, written))}",
         json=json,
-        trusted=all(each["trusted"] for each in documents),
+        trusted=request.force or all(each["trusted"] for each in documents),
     )
 
 
@@ -69,8 +73,11 @@ def default_folder(sweep: Sweep) -> Path:
 
 def _fitted(sweep: Sweep, request: Request) -> tuple[Fit, list[Plan]]:
     fit = fit_sweep(sweep, FitOptions(request.resamples, request.seed))
-    wanted = targets(fit.largest_flops, request.budgets)
-    return fit, [make_plan(fit, target, request.budgets, request.force) for target in wanted]
+    asked = bool(request.target_flops) or request.days is not None
+    if not asked and not fit.has_law_of_size:
+        return fit, []  # an lr x batch grid at one size: there is nothing to plan, and no one asked
+    wanted = targets(fit.largest_flops, request.target_flops, request.hardware, request.days)
+    return fit, [make_plan(fit, flops, request.hardware, request.force) for flops in wanted]
 
 
 def _grouped(sweeps: Sequence[Sweep], documents: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from planner.surface import CONSTANTS
 
 MAX_ROWS = 24
 MAX_REJECTIONS = 5
+VANISHED = 1e-9  # a floor that the fit has driven to zero
 
 
 def summary(fit: Fit, plans: Sequence[Plan]) -> str:
@@ -27,7 +28,7 @@ def summary(fit: Fit, plans: Sequence[Plan]) -> str:
         _isoflop(fit),
         _hyper(fit),
         _forecast(fit.forecast),
-        *(_plan(plan) for plan in plans),
+        _plans(plans),
         _findings(findings),
     ]
     return "\n\n".join(section for section in sections if section)
@@ -73,9 +74,10 @@ def _surface(fit: Fit) -> str:
 
 
 def _with_interval(value: float, estimate: Estimate | None) -> str:
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return f"{value:.5g}"
-    return f"{value:.5g}  ({estimate.low:.4g}..{estimate.high:.4g})"
+    shown = "0" if value < VANISHED else f"{value:.5g}"
+    if estimate is None or estimate.low is None or estimate.high is None or value < VANISHED:
+        return shown
+    return f"{shown}  ({estimate.low:.4g}..{estimate.high:.4g})"
 
 
 def _isoflop(fit: Fit) -> str:
@@ -182,15 +184,29 @@ def _forecast(found: HoldOut | NotFitted) -> str:
     )
 
 
-def _plan(plan: Plan) -> str:
-    lines = [f"Plan for {plan.target_flops:.3g} FLOPs ({plan.extrapolation:.3g}x the largest run)"]
-    for name, number in plan.numbers.items():
-        estimate = number.estimate
-        lines += [
-            f"  {name} = {_value(estimate.value)} {number.unit} ({_interval(estimate)})",
-            f"      {number.reason} [{number.source}]",
-        ]
-    return "\n".join(lines)
+def _plans(plans: Sequence[Plan]) -> str:
+    """All targets side by side, then where the first one's numbers come from."""
+    planned = [plan for plan in plans if plan.numbers]
+    if not planned:
+        return "No plan: see what is refused below" if plans else ""
+    names = dict.fromkeys(name for plan in planned for name in plan.numbers)
+    rows = [("Plan", *(f"{plan.target_flops:.3g} FLOPs" for plan in planned))]
+    rows.append(("beyond the largest run", *(f"{plan.extrapolation:.3g}x" for plan in planned)))
+    rows += [(name, *(_number(plan, name) for plan in planned)) for name in names]
+    reasons = [
+        f"  {name}: {number.reason} [{number.source}]"
+        for name, number in planned[0].numbers.items()
+    ]
+    return "\n".join([_table(rows), "Why (first target)", *reasons])
+
+
+def _number(plan: Plan, name: str) -> str:
+    if name not in plan.numbers:
+        return "-"
+    estimate = plan.numbers[name].estimate
+    if estimate.low is None or estimate.high is None:
+        return _value(estimate.value)
+    return f"{_value(estimate.value)} ({estimate.low:.3g}..{estimate.high:.3g})"
 
 
 def _value(value: float) -> str:
