@@ -49,7 +49,7 @@ def percent(share: float, signed: bool = False) -> str:
     """A fraction as per cent, with as many decimals as it takes to see it."""
     size = abs(share)
     decimals = 0 if size >= 0.1 else 1 if size >= 0.01 else 2
-    return f"{share:{'+' if signed else ''}.{decimals}%}"
+    return _trimmed(f"{100 * share:{'+' if signed else ''}.{decimals}f}") + "%"
 
 
 def factor(value: float) -> str:
