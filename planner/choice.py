@@ -21,11 +21,18 @@ from scalewright.model.shape import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """What the platform calls a candidate: its model, and the packs of a step."""
+
+    model: ModelConfig
+    packs_per_step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A run of N parameters on D tokens.
 
-    `batch_tokens` and `steps` are None where no batch is known, `packs_per_step` and `model` off
-    the ladder.
+    `batch_tokens` and `steps` are None where no batch is known, `rung` off the ladder.
     """
 
     params: float
@@ -33,8 +40,7 @@ class Candidate:
     flops_per_token: float
     batch_tokens: float | None = None
     steps: int | None = None
-    packs_per_step: int | None = None
-    model: ModelConfig | None = None
+    rung: Rung | None = None
 
     @property
     def flops(self) -> float:
@@ -177,8 +183,7 @@ def _rung(
         flops_per_token=size.flops_per_token,
         batch_tokens=batch_tokens,
         steps=steps,
-        packs_per_step=packs,
-        model=size.model,
+        rung=Rung(size.model, packs),
     )
 
 

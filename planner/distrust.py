@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator
 
+from planner.base import Base
+from planner.choice import Batch, Candidate
+from planner.cost import Hardware, Memory
 from planner.findings import Finding
 from planner.isoflop import ComputeLaws
 from planner.laws import Estimate, NotFitted
 from planner.target import BestSize, Evidence
 
 MAX_EXTRAPOLATION = 300.0
+FAR_FROM_BEST = 1.3
+BF16_BYTES = 2
 WIDE = 10.0  # N* within a factor of this either way: beyond it the plan says next to nothing
 
 
@@ -52,6 +57,72 @@ def doubts_of_size(fit: Evidence, best: BestSize) -> Iterator[Finding]:
         f"width {widths[1]}); change --target, or sweep at another depth",
         refuses=True,
     )
+
+
+def doubts_of_settings(fit: Evidence, batch: Batch) -> Iterator[Finding]:
+    """Whether laws choose batch and learning rate."""
+    if batch.finding is not None:
+        yield batch.finding
+    if fit.base is not None and isinstance(fit.hyper.lr, NotFitted):
+        yield Finding(
+            "no_lr_law",
+            f"no config without a law of the learning rate: {fit.hyper.lr.reason}. With --force "
+            "the plan takes that of the best of the largest runs",
+            refuses=True,
+        )
+
+
+def doubts_of_run(
+    fit: Evidence, run: Candidate, best: BestSize, memory: Memory | None, hardware: Hardware
+) -> Iterator[Finding]:
+    """What a reader should know of the chosen run itself."""
+    if run.steps == 0 and run.batch_tokens:
+        yield less_than_a_step(best.target_flops, run.batch_tokens)
+    if fit.base is None or memory is None:
+        return
+    ratio = run.params / best.params.value
+    if not 1 / FAR_FROM_BEST <= ratio <= FAR_FROM_BEST:
+        yield Finding(
+            "rung_far_from_best",
+            f"the chosen size is {ratio:.2f} of N*: widths come in steps of "
+            f"{fit.base.model.head_dim} (one head), and steps are whole",
+        )
+    yield from _doubts_of_gpus(fit.base, memory, hardware)
+
+
+def less_than_a_step(target_flops: float, batch_tokens: float | None) -> Finding:
+    """The target does not pay for a single step; None: of no batch that the law asks for."""
+    of = "" if batch_tokens is None else f" of {batch_tokens:.4g} tokens"
+    return Finding(
+        "less_than_a_step",
+        f"{target_flops:.3g} FLOPs do not pay for one step{of}; raise --target",
+        refuses=True,
+    )
+
+
+def _doubts_of_gpus(base: Base, memory: Memory, hardware: Hardware) -> Iterator[Finding]:
+    need = memory.estimate.total_bytes
+    if need > hardware.memory_bytes:
+        yield Finding(
+            "memory_exceeds_gpu",
+            f"a GPU needs about {need / 1e9:.1f} GB and {hardware.name} has "
+            f"{hardware.memory_bytes / 1e9:.0f} GB; use more GPUs, "
+            "parallel.activation_checkpointing=true, or a smaller data.pack_tokens",
+        )
+    if base.compute_bytes > BF16_BYTES:
+        yield Finding(
+            "not_bf16",
+            "hours are counted at the GPU's bf16 peak, but the sweep's parallel.compute is wider; "
+            "set parallel.compute=bfloat16 for the run, or give --gpu-peak-tflops",
+        )
+    if memory.workers < hardware.gpus:
+        packs = memory.workers * memory.packs_per_worker
+        yield Finding(
+            "idle_gpus",
+            f"a step of {packs} packs shares out evenly over {memory.workers} of {hardware.gpus} "
+            f"GPUs; the others would stand idle. Sweep with more packs a step, or plan for "
+            f"{memory.workers} GPUs",
+        )
 
 
 def _extrapolation(fit: Evidence, best: BestSize, target_flops: float) -> Iterator[Finding]:

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from planner.base import Base
-from planner.choice import Batch, Candidate, Choice, at_size, lr_of_largest
+from planner.choice import Batch, Candidate, Choice, Rung, at_size, lr_of_largest
 from planner.cost import Hardware, Memory, memory_per_gpu
-from planner.findings import Finding
 from planner.hyper_law import HyperLaw
 from planner.laws import Estimate
 from planner.target import BestSize, Evidence, loss_at
 from planner.tradeoff import SHARES, Smaller, tradeoff
-from scalewright.model.shape import ModelConfig
 
-FAR_FROM_BEST = 1.3
 LAW_OF_LR = "law of the best learning rates, form of arXiv 2411.17470 Eq. 13"
 LAW_OF_BATCH = "law of the best batches, form of arXiv 2411.17470 Eq. 10"
 SWEEP = "the sweep's own setting"
@@ -68,8 +65,8 @@ class Draft:
 
     def _numbers(self) -> Iterator[tuple[str, Number]]:
         yield "params", number_of_params(self.best)
-        if self.fit.base is not None:
-            yield from self._rung(self.fit.base)
+        if self.run.rung is not None:
+            yield from self._of_rung(self.run.rung)
         yield "tokens", self._tokens()
         yield "loss", self._loss()
         for name, number in (("lr", self._lr()), ("batch_tokens", self._batch())):
@@ -83,36 +80,8 @@ class Draft:
         if self.memory is not None:
             yield "memory_per_gpu", self._memory(self.memory)
 
-    def doubts(self) -> Iterator[Finding]:
-        """What a reader should know of the chosen run itself."""
-        ratio = self.run.params / self.best.params.value
-        if self.fit.base is not None and abs(math.log(ratio)) > math.log(FAR_FROM_BEST):
-            yield Finding(
-                "rung_far_from_best",
-                f"the chosen size is {ratio:.2f} of N*: widths come in steps of "
-                f"{self.fit.base.model.head_dim} (one head), and steps are whole",
-            )
-        if self.run.steps == 0 and self.run.batch_tokens:
-            yield less_than_a_step(self.best.target_flops, self.run.batch_tokens)
-        if self.memory is None or self.fit.base is None:
-            return
-        if self.memory.estimate.total_bytes > self.hardware.memory_bytes:
-            yield Finding(
-                "memory_exceeds_gpu",
-                f"a GPU needs about {self.memory.estimate.total_bytes / 1e9:.1f} GB and "
-                f"{self.hardware.name} has {self.hardware.memory_bytes / 1e9:.0f} GB; use more "
-                "GPUs, parallel.activation_checkpointing=true, or a smaller data.pack_tokens",
-            )
-        if self.memory.workers < self.hardware.gpus:
-            yield Finding(
-                "idle_gpus",
-                f"{self.run.packs_per_step} packs a step share out evenly over "
-                f"{self.memory.workers} of {self.hardware.gpus} GPUs; the others would stand "
-                f"idle. Sweep with more packs a step, or plan for {self.memory.workers} GPUs",
-            )
-
     def tradeoff(self) -> tuple[Smaller, ...]:
-        """Over-training, None of it without a surface."""
+        """Over-training, which only a surface can tell."""
         if self.fit.resamples is None:
             return ()
         others = self.choice.others
@@ -126,30 +95,26 @@ class Draft:
 
     @cached_property
     def memory(self) -> Memory | None:
-        return None if self.fit.base is None else self._memory_of(self.fit.base, self.run)
+        """What the run takes of a GPU, None off the ladder."""
+        return self._memory_of(self.run)
 
-    def _memory_of(self, base: Base, run: Candidate) -> Memory:
-        model, packs = self._on_ladder(run)
-        return memory_per_gpu(base, model, packs, self.hardware)
+    def _memory_of(self, run: Candidate) -> Memory | None:
+        if self.fit.base is None or run.rung is None:
+            return None
+        return memory_per_gpu(self.fit.base, run.rung.model, run.rung.packs_per_step, self.hardware)
 
-    @staticmethod
-    def _on_ladder(run: Candidate) -> tuple[ModelConfig, int]:
-        if run.model is None or run.packs_per_step is None:
-            raise ValueError("a run off the ladder has neither a model nor packs")
-        return run.model, run.packs_per_step
-
-    def _rung(self, base: Base) -> Iterator[tuple[str, Number]]:
-        model, _ = self._on_ladder(self.run)
+    def _of_rung(self, rung: Rung) -> Iterator[tuple[str, Number]]:
+        depth, source = rung.model.depth, self.best.source
         reason = (
-            f"of the {len(self.choice.others)} rungs at depth {model.depth} the one of the lowest "
-            "fitted loss in whole steps"
+            f"of {len(self.choice.others)} rungs at depth {depth} that of the lowest fitted loss, "
+            "in whole steps"
         )
         if self.best.surface is None:
-            reason = f"of the rungs at depth {model.depth} the nearest to N*"
-        per_rung = self._over_ends(lambda run: round(run.params))
-        width = self._over_ends(lambda run: self._on_ladder(run)[0].width)
-        yield "block_params", Number(per_rung, "parameters in blocks", reason, self.best.source)
-        yield "width", Number(width, "model width", f"N = {self.run.params:.4g}", self.best.source)
+            reason = f"of the rungs at depth {depth} the nearest to N*"
+        params = self._over_ends(lambda run: round(run.params))
+        width = self._over_ends(lambda run: run.rung.model.width if run.rung else 0)
+        yield "block_params", Number(params, "parameters in blocks", reason, source)
+        yield "width", Number(width, "model width", f"N = {self.run.params:.4g}", source)
 
     def _tokens(self) -> Number:
         reason = f"{self.best.target_flops:.3g} FLOPs at {self.run.flops_per_token:.4g} a token" + (
@@ -189,8 +154,8 @@ class Draft:
             return Number(Estimate(value, unknown=unknown), "tokens a step", reason, SWEEP)
         of_law = self._of_law(law)
         reason = f"law at N = {self.run.params:.4g}, D = {self.run.tokens:.4g}; {law.reason}"
-        if self.run.packs_per_step is not None:
-            reason += f"; the nearest number of packs is {self.run.packs_per_step}"
+        if self.run.rung is not None:
+            reason += f"; the nearest number of packs is {self.run.rung.packs_per_step}"
         if of_law.low is None or of_law.high is None:
             estimate = Estimate(value, unknown=of_law.unknown)
         else:
@@ -199,7 +164,11 @@ class Draft:
         return Number(estimate, "tokens a step", reason, LAW_OF_BATCH)
 
     def _steps(self, batch_tokens: float) -> Number:
-        estimate = self._over_ends(lambda run: run.steps or 0)
+        # An end of the interval may not pay for a step of the batch there.
+        estimate = self._over_ends(lambda run: max(run.steps or 0, 1))
+        if self.batch.law is not None:
+            law = self.batch.law.predict(self.run.params, self.run.tokens)
+            estimate = _widened(estimate, law)
         reason = f"{self.run.tokens:.4g} tokens at {batch_tokens:.4g} a step"
         return Number(estimate, "steps", reason, self.fit.frontier.source)
 
@@ -215,36 +184,30 @@ class Draft:
 
     def _money(self) -> Iterator[tuple[str, Number]]:
         flops, hardware = self.run.flops, self.hardware
-        busy = hardware.gpus if self.memory is None else self.memory.workers
-        price = f"{hardware.price_per_gpu_hour:g} a GPU hour (assumed)"
         hours = hardware.gpu_hours(flops)
-        for name, value, unit, reason, source in (
-            ("planned_flops", flops, "FLOPs", "tokens x FLOPs per token, within the target",
-             self.fit.frontier.source),
-            ("gpu_hours", hours, "GPU hours", hardware.assumption, hardware.source),
-            ("days", hours / 24 / busy, f"days on {busy} GPUs", hardware.assumption,
-             hardware.source),
-            ("cost", hardware.cost(flops), "US dollars", f"{hours:.4g} GPU hours at {price}, "
-             f"{hardware.assumption}", "--price"),
-        ):  # fmt: skip
-            unknown = "it is chosen, not estimated" if name == "planned_flops" else ASSUMED
-            yield name, Number(Estimate(value, unknown=unknown), unit, reason, source)
+        busy = hardware.gpus if self.memory is None else self.memory.workers
+        price = f"{hours:.4g} GPU hours at {hardware.price_per_gpu_hour:g} each (assumed)"
+        spent = Estimate(flops, unknown="it is chosen, not estimated")
+        reason = "tokens x FLOPs per token, within the target"
+        yield "planned_flops", Number(spent, "FLOPs", reason, self.fit.frontier.source)
+        for name, value, unit, why in (
+            ("gpu_hours", hours, "GPU hours", hardware.assumption),
+            ("days", hours / 24 / busy, f"days on {busy} GPUs", hardware.assumption),
+            ("cost", hardware.cost(flops), "US dollars", f"{price}, {hardware.assumption}"),
+        ):
+            yield name, Number(Estimate(value, unknown=ASSUMED), unit, why, hardware.source)
 
     def _memory(self, memory: Memory) -> Number:
-        base = self.fit.base
-        estimate = self._over_ends(
-            lambda run: (
-                memory.estimate.total_bytes
-                if base is None
-                else self._memory_of(base, run).estimate.total_bytes
-            )
-        )
         reason = (
             f"weights, gradients and optimizer sharded over {memory.workers} GPUs, "
             f"{memory.packs_per_worker} packs each a step; {self.hardware.name} has "
             f"{self.hardware.memory_bytes / 1e9:.0f} GB"
         )
-        return Number(estimate, "bytes", reason, MEMORY)
+        return Number(self._over_ends(self._bytes), "bytes", reason, MEMORY)
+
+    def _bytes(self, run: Candidate) -> int:
+        memory = self._memory_of(run)
+        return 0 if memory is None else memory.estimate.total_bytes
 
     def _over_ends(self, quantity: Callable[[Candidate], float]) -> Estimate:
         """`quantity` of the chosen run, between its values at the ends of N*'s interval."""
@@ -256,32 +219,24 @@ class Draft:
 
     def _of_law(self, law: HyperLaw) -> Estimate:
         """The law at the chosen run: its own interval, and where N* and D* may really lie."""
-        of_law = law.predict(self.run.params, self.run.tokens)
-        ends = self.choice.ends
-        if of_law.low is None or of_law.high is None:
-            return of_law
-        if ends is None:
-            return Estimate(of_law.value, unknown=self.best.params.unknown)
-        value = math.log(of_law.value)
-        at_ends = [math.log(law.value(run.params, run.tokens)) for run in ends]
-        low = math.hypot(value - math.log(of_law.low), max(value - min(at_ends), 0.0))
-        high = math.hypot(math.log(of_law.high) - value, max(max(at_ends) - value, 0.0))
-        parts = {
-            "law": math.log(of_law.high / of_law.low) / 2,
-            "best size": (max(at_ends) - min(at_ends)) / 2,
-        }
-        ends_of_law = _exp(value - low), _exp(value + high)
-        return Estimate(of_law.value, *ends_of_law, parts=parts)
+        over_ends = self._over_ends(lambda run: law.value(run.params, run.tokens))
+        return _widened(over_ends, law.predict(self.run.params, self.run.tokens))
 
 
-def less_than_a_step(target_flops: float, batch_tokens: float) -> Finding:
-    """The target does not pay for a single step."""
-    return Finding(
-        "less_than_a_step",
-        f"{target_flops:.3g} FLOPs do not pay for one step of {batch_tokens:.4g} tokens at the "
-        "best size; raise --target",
-        refuses=True,
-    )
+def _widened(over_ends: Estimate, law: Estimate) -> Estimate:
+    """A positive number over N*'s interval, with a law's own uncertainty in quadrature, in ln."""
+    if over_ends.low is None or over_ends.high is None:
+        return over_ends
+    if law.low is None or law.high is None:
+        return Estimate(over_ends.value, unknown=law.unknown)
+    below = math.hypot(math.log(over_ends.value / over_ends.low), math.log(law.value / law.low))
+    above = math.hypot(math.log(over_ends.high / over_ends.value), math.log(law.high / law.value))
+    parts = {
+        "law": math.log(law.high / law.low) / 2,
+        "best size": math.log(over_ends.high / over_ends.low) / 2,
+    }
+    low, high = over_ends.value * _exp(-below), over_ends.value * _exp(above)
+    return Estimate(over_ends.value, low, high, parts=parts)
 
 
 def _exp(value: float) -> float:

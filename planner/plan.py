@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.base import Base
-from planner.choice import Candidate, batch_of, choose
+from planner.choice import batch_of, choose
 from planner.cost import Hardware
-from planner.distrust import doubts_of_laws, doubts_of_size
-from planner.draft import Draft, Number, less_than_a_step, number_of_params
+from planner.distrust import (
+    doubts_of_laws,
+    doubts_of_run,
+    doubts_of_settings,
+    doubts_of_size,
+    less_than_a_step,
+)
+from planner.draft import Draft, Number, number_of_params
 from planner.findings import Finding
 from planner.laws import NotFitted
 from planner.target import Evidence, best_size
@@ -58,19 +63,14 @@ def make_plan(
     if isinstance(best, NotFitted) or (_refused(findings) and not force):
         return _plan(fit, target_flops, force, findings)
     batch = batch_of(fit.hyper.batch_tokens, fit.groups)
-    findings += doubts_of_size(fit, best)
-    findings += [batch.finding] if batch.finding else []
-    if fit.base is not None and isinstance(fit.hyper.lr, NotFitted):
-        findings.append(_no_lr_law(fit.hyper.lr))
+    findings += [*doubts_of_size(fit, best), *doubts_of_settings(fit, batch)]
     choice = choose(fit, best, batch)
     if choice is None:
-        findings.append(less_than_a_step(target_flops, batch.own or 0.0))
+        findings.append(less_than_a_step(target_flops, batch.own))
         return _plan(fit, target_flops, force, findings, {"params": number_of_params(best)})
     draft = Draft(fit, best, batch, choice, hardware, lr_at_hand=force)
-    findings += draft.doubts()
-    config = None
-    if fit.base is not None and "lr" in draft.numbers and (force or not _refused(findings)):
-        config = _config(fit.base, choice.chosen, draft.numbers, target_flops)
+    findings += doubts_of_run(fit, choice.chosen, best, draft.memory, hardware)
+    config = _config(draft) if force or not _refused(findings) else None
     return _plan(fit, target_flops, force, findings, draft.numbers, config, draft.tradeoff())
 
 
@@ -100,25 +100,17 @@ def _refused(findings: list[Finding]) -> bool:
     return any(finding.refuses for finding in findings)
 
 
-def _no_lr_law(law: NotFitted) -> Finding:
-    return Finding(
-        "no_lr_law",
-        f"no config without a law of the learning rate: {law.reason}. With --force the plan takes "
-        "that of the best of the largest runs",
-        refuses=True,
-    )
-
-
-def _config(
-    base: Base, run: Candidate, numbers: Mapping[str, Number], target_flops: float
-) -> dict[str, Any]:
-    """The base's tables with what the plan chose in their places."""
+def _config(draft: Draft) -> dict[str, Any] | None:
+    """The base's tables with what the plan chose in their places; None where a part is missing."""
+    base, rung, numbers = draft.fit.base, draft.run.rung, draft.numbers
+    if base is None or rung is None or "lr" not in numbers:
+        return None
     config = copy.deepcopy(dict(base.tables))
     # A run's name is a folder's: no '+' in it.
-    config["name"] = f"{base.name}-plan-{target_flops:.3g}".replace("+", "")
-    config["steps"] = run.steps
-    config["model"]["width"] = numbers["width"].estimate.value
-    config["data"]["packs_per_step"] = run.packs_per_step
+    config["name"] = f"{base.name}-plan-{draft.best.target_flops:.3g}".replace("+", "")
+    config["steps"] = draft.run.steps
+    config["model"]["width"] = rung.model.width
+    config["data"]["packs_per_step"] = rung.packs_per_step
     config["optimizer"]["lr_peak"] = numbers["lr"].estimate.value
     config["optimizer"]["warmup_steps"] = numbers["warmup_steps"].estimate.value
     return config

@@ -75,7 +75,7 @@ def _smaller(
     saved = (planned.flops_per_token * FORWARD_SHARE - forward) * evaluations
     return Smaller(
         params=other.params,
-        width=None if other.model is None else other.model.width,
+        width=None if other.rung is None else other.rung.model.width,
         ratio=other.params / planned.params,
         tokens=other.tokens,
         loss=resamples.huber.surface().loss(other.params, other.tokens),

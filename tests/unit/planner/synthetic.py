@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from planner.bands import Resamples
+from planner.records import Accounting, Run, Stopped, Sweep
+from planner.surface import Surface, Surfaces
 from scalewright.model.shape import ClipTokens, ModelConfig, block_parameters, train_flops
 
 CLIPS = ((ClipTokens(64, 8), 700), (ClipTokens(320, 12), 300))
@@ -168,6 +171,8 @@ def settings() -> dict[str, Any]:
             "data": {"path": "data/shapes", "pack_tokens": 2048, "packs_per_step": 4},
             "flow": {},
             "optimizer": {"lr_peak": 4e-3, "warmup_steps": 10, "schedule": "cosine"},
+            "parallel": {"workers": 2, "min_workers": 1, "compute": "float32"},
+            "log": {"sample_steps": 24},
         },
         "clips": {
             "visual": [clip.visual for clip, _ in CLIPS],
@@ -175,6 +180,40 @@ def settings() -> dict[str, Any]:
             "count": [count for _, count in CLIPS],
         },
     }
+
+
+def sweep_of(
+    rows: Sequence[dict[str, Any]], sweep_toml: dict[str, Any] | None = None, **changes: Any
+) -> Sweep:
+    """The sweep of these records, as the reader would hand it on; `changes` to its fields."""
+    known = {"source": "synthetic", "folder": None, "group": None, "sha256": "0" * 64}
+    values: dict[str, Any] = {
+        **known,
+        "rows": len(rows),
+        "runs": tuple(_run(row, i) for i, row in enumerate(rows, 1) if row["status"] == "done"),
+        "stopped": tuple(
+            Stopped(row=i, run=row["run"], status=row["status"], **_cell(row))
+            for i, row in enumerate(rows, 1)
+            if row["status"] != "done"
+        ),
+        "rejections": (),
+        "accounting": Accounting("exact" if sweep_toml else "6nd"),
+        "noise": None,
+        "findings": (),
+        "settings": sweep_toml,
+    }
+    return Sweep(**{**values, **changes})
+
+
+def _run(row: dict[str, Any], place: int) -> Run:
+    names = ("run", "tokens", "flops", "loss", "depth", "seed", "steps")
+    return Run(row=place, **_cell(row), **{name: row[name] for name in names})
+
+
+def _cell(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("budget_flops", "batch_tokens", "width")
+    values = {name: row[name] for name in names}
+    return {"params": row["block_params"], "lr": row["lr_peak"], **values}
 
 
 def write_sweep(
@@ -185,3 +224,21 @@ def write_sweep(
     if sweep_toml is not None:
         (folder / "sweep.toml").write_text(tomli_w.dumps(sweep_toml))
     return folder
+
+
+def resamples_of(surface: Surface, count: int = 100, jitter: float = 0.0) -> Resamples:
+    """An estimate and `count` resamples whose constants differ by `jitter` in the logarithm."""
+    centre = (math.log(1e9), math.log(1e10))
+    theta = np.array(
+        [
+            math.log(surface.E),
+            math.log(surface.A) - surface.alpha * centre[0],
+            math.log(surface.B) - surface.beta * centre[1],
+            surface.alpha,
+            surface.beta,
+        ]
+    )
+    noise = np.random.default_rng(3).standard_normal((count + 1, 5)) * jitter
+    noise[0] = 0.0
+    surfaces = Surfaces(theta + noise * [1, 1, 1, 0.3, 0.3], centre)
+    return Resamples(surfaces, surfaces, surfaces[:0], (), stretch=1.0, converged=1.0)
