@@ -1,132 +1,124 @@
-import csv
-import os
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-from unit.planner.synthetic import BUDGETS, Truth, record, simple_sweep, write_sweep
+from unit.planner.surfaces import (
+    ASYMMETRIC,
+    BUDGETS,
+    CHINCHILLA,
+    KLING,
+    fitted,
+    isoflop_points,
+    points,
+    published_points,
+)
 
-from planner.hyper import cells
-from planner.isoflop import Budget, ComputeLaws, budgets, fit_compute_laws
+from planner.frontier import Frontier, six_nd
+from planner.isoflop import ComputeLaws, IsoFlop, budget_masks, fit_isoflop
 from planner.laws import FloorLaw, NotFitted
-from planner.records import read_sweep
+from planner.surface import Points, Surface
+
+PORIAN = {  # published exponents of N*, arXiv 2406.19146
+    "rw_base_long_kaplan_kaplan_train": 0.834,
+    "rw_base_long_kaplan_standard_val": 0.701,
+    "rw_base_short_kaplan_standard_val": 0.604,
+    "rw_base_short_chinchilla_standard_val": 0.571,
+    "rw_tuned_short_const_standard_val": 0.497,
+}
 
 
-def curves(folder: Path, rows: list[dict[str, Any]]) -> list[Budget]:
-    return budgets(cells(read_sweep(write_sweep(folder, rows))))
+def frontier(made: Points) -> Frontier:
+    return six_nd(made.params.min() / 1e3, made.params.max() * 1e3)
 
 
-def laws(folder: Path, rows: list[dict[str, Any]]) -> ComputeLaws:
-    fitted = fit_compute_laws(curves(folder, rows))
-    assert isinstance(fitted, ComputeLaws)
-    return fitted
+def curves(made: Points, judged: bool = True) -> IsoFlop:
+    return fit_isoflop(made, fitted(made).surfaces if judged else None, frontier(made))
 
 
-@pytest.mark.parametrize(("a", "b"), [(0.35, 0.35), (0.4, 0.3), (0.3, 0.4)])
-def test_the_exponents_of_the_known_law_are_found(tmp_path: Path, a: float, b: float) -> None:
-    truth = Truth(a=a, b=b)
-    found = laws(tmp_path, simple_sweep(truth))
-    assert found.size.exponent("C").value == pytest.approx(b / (a + b), abs=2e-3)
-    assert found.tokens.exponent("C").value == pytest.approx(a / (a + b), abs=2e-3)
-    assert found.size.value(C=1e13) == pytest.approx(truth.best_size(1e13), rel=0.05)
-    assert found.tokens.value(C=1e11) == pytest.approx(
-        1e11 / 6 / found.size.value(C=1e11), rel=1e-3
-    )
+def laws(made: Points) -> ComputeLaws:
+    found = curves(made).laws
+    assert isinstance(found, ComputeLaws), found
+    return found
+
+
+@pytest.mark.parametrize("truth", [KLING, CHINCHILLA])
+def test_the_laws_of_a_known_surface_are_found(truth: Surface) -> None:
+    found = laws(isoflop_points(truth, reach=2))
+    assert found.size.exponent("C").value == pytest.approx(truth.a, abs=2e-3)
+    assert found.tokens.exponent("C").value == pytest.approx(1 - truth.a, abs=2e-3)
+    assert found.size.value(C=1e19) == pytest.approx(truth.best_params(1e19), rel=0.02)
+    assert found.exponents["akima"] == pytest.approx(truth.a, abs=5e-3)
     assert isinstance(found.loss_floor, FloorLaw)
-    assert found.loss_floor.floor == pytest.approx(truth.E, rel=0.02)
-    assert found.loss_floor.exponent_value == pytest.approx(a * b / (a + b), rel=0.02)
-    N = truth.best_size(1e13)
-    best = truth.best_loss(N, 1e13 / (6 * N))
-    assert found.loss.predict(C=1e13).value == pytest.approx(best, rel=2e-3)
+    best = truth.loss(truth.best_params(1e19), 1e19 / 6 / truth.best_params(1e19))
+    assert found.loss_floor.value(C=1e19) == pytest.approx(best, rel=2e-3)
 
 
-def test_the_size_law_does_not_depend_on_units(tmp_path: Path) -> None:
-    rows = simple_sweep(Truth(noise=1e-3))
-    scaled = [{**row, "tokens": row["tokens"] * 1000, "loss": row["loss"] * 7} for row in rows]
-    here, there = laws(tmp_path / "a", rows), laws(tmp_path / "b", scaled)
-    assert there.size.coefficients == pytest.approx(here.size.coefficients, rel=1e-9)
-    assert there.tokens.value(C=1e13) == pytest.approx(1000 * here.tokens.value(C=1e13))
-    assert there.loss_power.value(C=1e13) == pytest.approx(7 * here.loss_power.value(C=1e13))
+@pytest.mark.parametrize("config", PORIAN)
+def test_porians_exponents_within_three_hundredths(shared_data: Path, config: str) -> None:
+    found = laws(published_points(shared_data, "porian")[config])
+    assert found.size.exponent("C").value == pytest.approx(PORIAN[config], abs=0.03)
+    assert found.exponents["akima"] == pytest.approx(PORIAN[config], abs=0.015)
 
 
-def test_the_interval_of_the_best_size_holds_the_truth(tmp_path: Path) -> None:
-    truth = Truth(noise=3e-3)
-    seen = laws(tmp_path, simple_sweep(truth)).size.predict(C=1e13)
-    assert seen.low is not None
-    assert seen.high is not None
-    assert seen.low < truth.best_size(1e13) < seen.high
+def test_marins_parabola_is_biased_by_its_width(shared_data: Path) -> None:
+    found = laws(published_points(shared_data, "openathena")["marin_202603__dclm__llama_2"])
+    assert found.exponents["parabola"] == pytest.approx(0.376, abs=2e-3)
+    assert found.exponents["full width"] == pytest.approx(0.424, abs=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("keep", "verdict"),
-    [
-        (slice(0, 4), "edge: largest size is best"),
-        (slice(5, 9), "edge: smallest size is best"),
-        (slice(3, 5), "too few sizes"),
-        (slice(2, 7), "interior"),
-    ],
-)
-def test_every_budget_has_a_verdict(tmp_path: Path, keep: slice, verdict: str) -> None:
-    (budget,) = curves(tmp_path, simple_sweep(Truth(), budgets=(1e11,))[keep])
-    assert budget.verdict == verdict
-    assert (budget.optimum is not None) == (verdict == "interior")
+def test_the_bias_of_a_drifting_off_centre_grid_is_measured() -> None:
+    """arXiv 2603.22339: an asymmetric surface, a grid that drifts to 3x, +-2x: 0.25 -> 0.232."""
+    made = isoflop_points(ASYMMETRIC, reach=8, drift=3)
+    found = laws(made)
+    assert found.exponents["full width"] < 0.9 * ASYMMETRIC.a
+    assert found.bias is not None
+    assert found.exponents["parabola"] - found.bias == pytest.approx(ASYMMETRIC.a, abs=2e-3)
+    off = [o.bias_ln_params for _, o in curves(made).optima]
+    assert all(bias is not None and abs(bias) > 0.01 for bias in off)
 
 
-def test_only_interior_minima_feed_the_laws(tmp_path: Path) -> None:
-    rows = simple_sweep(Truth())
-    cut = [row for i, row in enumerate(rows) if not (row["budget_flops"] == 1e12 and i % 9 < 6)]
-    found = laws(tmp_path, cut)
-    assert found.budgets_flops == BUDGETS[:-1]
-    assert found.largest_flops == 3e11
+def test_budgets_are_told_apart_and_stragglers_left_out() -> None:
+    made = isoflop_points(KLING)
+    masks = budget_masks(made)
+    assert list(masks) == pytest.approx(BUDGETS)
+    assert all(mask.sum() == 9 for mask in masks.values())
+    lone = points(
+        np.r_[made.params, 1e8, 2e8], np.r_[made.tokens, 7e9, 1e11], np.r_[made.loss, 0.6, 0.5]
+    )
+    assert [mask.sum() for mask in budget_masks(lone).values()] == [9] * 5
 
 
-def test_one_interior_budget_is_not_enough(tmp_path: Path) -> None:
-    rows = simple_sweep(Truth(), budgets=(1e11,)) + simple_sweep(Truth(), budgets=(1e12,))[:4]
-    fitted = fit_compute_laws(curves(tmp_path, rows))
-    assert isinstance(fitted, NotFitted)
-    assert "1 of 2 budgets" in fitted.reason
-    assert "1e+12 FLOPs: edge: largest size is best" in fitted.reason
+def test_runs_a_few_per_cent_off_their_budget_are_levelled() -> None:
+    clean = isoflop_points(CHINCHILLA, reach=3)
+    off = np.random.default_rng(0).uniform(-0.06, 0.06, len(clean))
+    tokens = clean.tokens * np.exp(off)
+    loss = [CHINCHILLA.loss(n, d) for n, d in zip(clean.params, tokens, strict=True)]
+    straggling = points(clean.params, tokens, loss)
+    raw, level = curves(straggling, judged=False), curves(straggling)
+    error = {
+        name: np.abs([o.params / CHINCHILLA.best_params(c) - 1 for c, o in each.optima]).max()
+        for name, each in (("raw", raw), ("level", level))
+    }
+    assert len(level.optima) == 5
+    assert error["level"] < 0.01
+    assert error["raw"] > 0.03
 
 
-def test_sizes_far_from_the_best_do_not_bend_the_parabola(tmp_path: Path) -> None:
-    near = simple_sweep(Truth(), budgets=(1e11,), span=4.0)
-    far = [
-        record(run=str(ratio), block_params=N, budget_flops=1e11, flops=1e11, tokens=1e4, loss=2.0)
-        for ratio, N in ((16, round(Truth().best_size(1e11) * 16)),)
-    ]
-    (alone,), (both,) = curves(tmp_path / "a", near), curves(tmp_path / "b", near + far)
-    assert alone.optimum is not None
-    assert both.optimum is not None
-    assert both.optimum.block_params == alone.optimum.block_params
+def test_a_best_size_at_the_edge_is_no_minimum() -> None:
+    low = isoflop_points(KLING, reach=4)
+    cut = low.only(low.params > KLING.best_params(6e18) * 1.2)
+    found = curves(cut)
+    assert all(budget.optimum is None for budget in found.budgets)
+    assert {budget.verdict for budget in found.budgets} == {"edge: smallest size is best"}
+    assert isinstance(found.laws, NotFitted)
+    assert "add sizes beyond the edge" in found.laws.reason
 
 
-def test_a_censored_learning_rate_enters_as_an_upper_bound(tmp_path: Path) -> None:
-    rows = simple_sweep(Truth(), budgets=(1e11,), lrs=(1e-3, 2e-3, 4e-3, 8e-3))
-    largest = max(row["block_params"] for row in rows)
-    cut = [r for r in rows if r["block_params"] < largest or r["lr_peak"] < 3e-3]
-    (budget,) = curves(tmp_path, cut)
-    assert budget.upper_bounds == 1
-    assert budget.cells[-1].loss > Truth().best_loss(largest, budget.cells[-1].tokens)
-
-
-@pytest.mark.skipif(
-    "SCALEWRIGHT_TEST_DATA" not in os.environ,
-    reason="SCALEWRIGHT_TEST_DATA is not set: no published sweeps to fit",
-)
-def test_a_published_sweep_gives_its_published_exponent(tmp_path: Path) -> None:
-    path = Path(os.environ["SCALEWRIGHT_TEST_DATA"]) / "scaling/openathena_isoflops"
-    with (path / "dev_isoflops.csv").open() as file:
-        published = [row for row in csv.DictReader(file) if "marin" in row["experiment"]]
-    rows = [
-        record(
-            run=str(index),
-            block_params=round(float(row["params"])),
-            budget_flops=float(row["budget"]),
-            flops=float(row["budget"]),
-            tokens=float(row["tokens"]),
-            loss=float(row["loss"]),
-        )
-        for index, row in enumerate(published)
-    ]
-    # A parabola over +-4x, recomputed independently: 0.376 (over the full width 0.424).
-    assert laws(tmp_path, rows).size.exponent("C").value == pytest.approx(0.376, abs=0.001)
+def test_of_two_runs_of_one_size_the_better_counts() -> None:
+    made = isoflop_points(KLING)
+    worse = points(
+        np.r_[made.params, made.params[4]],
+        np.r_[made.tokens, made.tokens[4]],
+        np.r_[made.loss, made.loss[4] * 1.05],
+    )
+    assert curves(worse).budgets[0].loss == pytest.approx(curves(made).budgets[0].loss, rel=1e-3)
