@@ -79,7 +79,7 @@ def descend(
     by less than `tolerance` of it, or when no step lowers it any more.
     """
     rows = max(1, _CHUNK // len(data[0]))
-    chunks = [slice(low, low + rows) for low in range(0, len(start), rows)]
+    chunks = [slice(low, low + rows) for low in range(0, max(len(start), 1), rows)]
 
     def run(chunk: slice) -> tuple[Floats, Floats, Floats]:
         return _descend(residuals, start[chunk], data, weights[chunk], max_steps, tolerance)

@@ -167,11 +167,13 @@ def _group_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 def _law_line(name: str, law: HyperLaw | NotFitted) -> str:
     if isinstance(law, NotFitted):
         return f"  {name}: none: {law.reason}"
-    return (
-        f"  {name} = {law.coefficient.value:.4g} N^{law.params_exponent.value:.4f} "
-        f"D^{law.tokens_exponent.value:.4f}   (N {_interval(law.params_exponent)}, "
-        f"D {_interval(law.tokens_exponent)}; {law.reason})"
-    )
+    powers, intervals = "", []
+    for variable, exponent in (("N", law.params_exponent), ("D", law.tokens_exponent)):
+        if exponent.value:
+            powers += f" {variable}^{exponent.value:.4f}"
+            intervals.append(f"{variable} {_interval(exponent)}")
+    known = f"   ({', '.join(intervals)})" if intervals else ""
+    return f"  {name} = {law.coefficient.value:.4g}{powers}{known}; {law.reason}"
 
 
 def _forecast(found: HoldOut | NotFitted) -> str:

@@ -53,7 +53,7 @@ def test_any_surface_is_found_without_noise(
     made = points(N, D, [truth.loss(n, d) for n, d in zip(N, D, strict=True)])
     for found in (fitted(made), varpro(made)):
         assert found.surfaces.surface().a == pytest.approx(truth.a, abs=2e-3)
-        assert found.surfaces.surface().E == pytest.approx(E, rel=5e-3)
+        assert pytest.approx(E, rel=5e-3) == found.surfaces.surface().E
 
 
 def test_chinchilla_as_replicated(shared_data: Path) -> None:
@@ -63,9 +63,9 @@ def test_chinchilla_as_replicated(shared_data: Path) -> None:
     fit = fitted(made)
     surface = fit.surfaces.surface()
     assert fit.objective <= 1.01828e-3
-    assert surface.E == pytest.approx(1.8172, abs=1e-4)
-    assert surface.A == pytest.approx(477.8, abs=0.2)
-    assert surface.B == pytest.approx(2143, abs=2)
+    assert pytest.approx(1.8172, abs=1e-4) == surface.E
+    assert pytest.approx(477.8, abs=0.2) == surface.A
+    assert pytest.approx(2143, abs=2) == surface.B
     assert surface.alpha == pytest.approx(0.3473, abs=1e-4)
     assert surface.beta == pytest.approx(0.3672, abs=1e-4)
     assert surface.a == pytest.approx(0.5139, abs=1e-4)
@@ -82,7 +82,7 @@ def test_llama_3_by_variable_projection(shared_data: Path) -> None:
     """The figures of arXiv 2603.22339."""
     made = published_points(shared_data, "openathena")["llama_3__raw_loss"]
     surface = varpro(made).surfaces.surface()
-    assert surface.E == pytest.approx(0.60467, abs=1e-4)
+    assert pytest.approx(0.60467, abs=1e-4) == surface.E
     assert surface.alpha == pytest.approx(0.31001, abs=1e-4)
     assert surface.beta == pytest.approx(0.31364, abs=1e-4)
 
@@ -161,4 +161,4 @@ def test_scale_of_the_loss_and_of_the_units_do_not_matter() -> None:
     here, there = fitted(made).surfaces.surface(), fitted(other).surfaces.surface()
     assert there.alpha == pytest.approx(here.alpha, rel=1e-4)
     assert there.beta == pytest.approx(here.beta, rel=1e-4)
-    assert there.E == pytest.approx(3 * here.E, rel=1e-4)
+    assert pytest.approx(3 * here.E, rel=1e-4) == there.E
