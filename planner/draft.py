@@ -34,9 +34,12 @@ class Number:
     source: str
 
 
-def number_of_params(best: BestSize) -> Number:
+def number_of_params(fit: Evidence, best: BestSize) -> Number:
     """N* itself."""
     reason = f"N*: the size of the lowest loss that {best.target_flops:.3g} FLOPs buy"
+    counted = fit.sweep.accounting.params
+    if counted is not None:
+        reason += f"; counted: {counted}"
     return Number(best.params, "parameters", reason, best.source)
 
 
@@ -64,7 +67,7 @@ class Draft:
         return dict(self._numbers())
 
     def _numbers(self) -> Iterator[tuple[str, Number]]:
-        yield "params", number_of_params(self.best)
+        yield "params", number_of_params(self.fit, self.best)
         if self.run.rung is not None:
             yield from self._of_rung(self.run.rung)
         yield "tokens", self._tokens()
@@ -114,7 +117,8 @@ class Draft:
         params = self._over_ends(lambda run: round(run.params))
         width = self._over_ends(lambda run: run.rung.model.width if run.rung else 0)
         yield "block_params", Number(params, "parameters in blocks", reason, source)
-        yield "width", Number(width, "model width", f"N = {self.run.params:.4g}", source)
+        reason = f"of that rung; widths come in heads of {rung.model.head_dim}"
+        yield "width", Number(width, "model width", reason, source)
 
     def _tokens(self) -> Number:
         reason = f"{self.best.target_flops:.3g} FLOPs at {self.run.flops_per_token:.4g} a token" + (
@@ -199,8 +203,8 @@ class Draft:
 
     def _memory(self, memory: Memory) -> Number:
         reason = (
-            f"weights, gradients and optimizer sharded over {memory.workers} GPUs, "
-            f"{memory.packs_per_worker} packs each a step; {self.hardware.name} has "
+            f"weights, gradients and optimizer sharded over {memory.workers} GPUs, packs a step on "
+            f"each: {memory.packs_per_worker}; {self.hardware.name} has "
             f"{self.hardware.memory_bytes / 1e9:.0f} GB"
         )
         return Number(self._over_ends(self._bytes), "bytes", reason, MEMORY)

@@ -67,7 +67,7 @@ def make_plan(
     choice = choose(fit, best, batch)
     if choice is None:
         findings.append(less_than_a_step(target_flops, batch.own))
-        return _plan(fit, target_flops, force, findings, {"params": number_of_params(best)})
+        return _plan(fit, target_flops, force, findings, {"params": number_of_params(fit, best)})
     draft = Draft(fit, best, batch, choice, hardware, lr_at_hand=force)
     findings += doubts_of_run(fit, choice.chosen, best, draft.memory, hardware)
     config = _config(draft) if force or not _refused(findings) else None

@@ -6,7 +6,6 @@ interval: the surface may not have the shape of these losses.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +21,7 @@ from planner.laws import Estimate, NotFitted
 from planner.records import Sweep
 from planner.surface import Floats, Surface, Surfaces
 
-SURFACE = "loss surface (Huber on ln L, arXiv 2203.15556 Eq. 2) under {cost}"
+SURFACE = "loss surface, Huber on ln L (arXiv 2203.15556 Eq. 3), under {cost}"
 MINIMA = "isoFLOP minima, arXiv 2203.15556 approach 2"
 DISAGREEMENT = "isoFLOP minima"
 
@@ -112,14 +111,6 @@ def loss_at(fit: Evidence, best: BestSize, params: float, tokens: float) -> Esti
     other = Spread({DISAGREEMENT: _losses_differ(fit.isoflop, best.target_flops, minimum)})
     spread = spread_of(fit.resamples, log_loss, other)
     return log_band(np.exp(log_loss(fit.resamples.huber)), fit.resamples.stretch, spread, fit.noise)
-
-
-def band_of(
-    fit: Evidence, resamples: Resamples, quantity: Callable[[Surfaces], Floats]
-) -> Estimate:
-    """The interval of the logarithm of a positive `quantity` of the surface, back in its units."""
-    spread = spread_of(resamples, quantity)
-    return log_band(np.exp(quantity(resamples.huber)), resamples.stretch, spread)
 
 
 class _Minima:

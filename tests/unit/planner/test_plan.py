@@ -1,9 +1,10 @@
 import copy
-import tomllib
+import math
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from unit.planner.synthetic import (
     Truth,
@@ -11,235 +12,462 @@ from unit.planner.synthetic import (
     model_config,
     platform_sweep,
     settings,
-    write_sweep,
+    simple_sweep,
+    sweep_of,
 )
 
-from planner.errors import InputError
-from planner.fit import Fit, fit_sweep
-from planner.plan import ForecastOnly, Plan, Refusal, default_target, make_plan
-from planner.records import read_sweep
-from planner.results import plan_tables, write_toml
-from scalewright.model.shape import block_parameters
+from planner.cost import Hardware
+from planner.fit import Fit, FitOptions, fit_sweep
+from planner.group_law import GroupLaw
+from planner.hyper_law import HyperLaw
+from planner.isoflop import ComputeLaws, IsoFlop
+from planner.laws import NotFitted, power_law
+from planner.plan import Plan, make_plan
+from planner.surface import Surfaces
+from planner.target import best_size, loss_at
+from scalewright.model.shape import block_parameters, memory_estimate
+
+TRUTH = Truth(noise=5e-4)
+LRS = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+ROWS = platform_sweep(TRUTH, lrs=LRS)
+OPTIONS = FitOptions(resamples=200)
 
 
-def fit(
-    folder: Path,
-    rows: list[dict[str, Any]] | None = None,
-    sweep_toml: dict[str, Any] | None = None,
-) -> Fit:
-    rows = platform_sweep(Truth()) if rows is None else rows
-    return fit_sweep(read_sweep(write_sweep(folder, rows, sweep_toml or settings())))
+def fit(rows: Sequence[dict[str, Any]], sweep_toml: dict[str, Any] | None = None) -> Fit:
+    return fit_sweep(sweep_of(list(rows), sweep_toml), OPTIONS)
 
 
-def planned(fitted: Fit, target: float, force: bool = False) -> Plan:
-    plan = make_plan(fitted, target, force)
-    assert isinstance(plan, Plan), plan
-    return plan
+@pytest.fixture(scope="module")
+def native() -> Fit:
+    return fit(ROWS, settings())
 
 
-def test_the_plan_spends_the_target_in_exact_flops_at_the_nearest_size(tmp_path: Path) -> None:
-    fitted = fit(tmp_path)
-    plan = planned(fitted, 1e13)
-    width, steps = plan.config["model"]["width"], plan.config["steps"]
-    spent = steps * 1000.0 * flops_per_token(replace(model_config(), width=width))
-    assert plan.planned_flops == pytest.approx(spent)
-    one_step = spent / steps
-    assert abs(spent - 1e13) <= one_step / 2
-    wanted = plan.forecast.block_params.value
-    sizes = [block_parameters(replace(model_config(), width=w)) for w in range(32, 1025, 32)]
-    nearest = min(sizes, key=lambda size: max(size / wanted, wanted / size))
-    assert block_parameters(replace(model_config(), width=width)) == nearest
+@pytest.fixture(scope="module")
+def foreign() -> Fit:
+    return fit(simple_sweep(TRUTH))
 
 
-def test_the_plan_has_the_learning_rate_of_its_own_size_and_tokens(tmp_path: Path) -> None:
-    truth = Truth()
-    plan = planned(fit(tmp_path), 1e13)
-    N = block_parameters(replace(model_config(), width=plan.config["model"]["width"]))
+def codes(plan: Plan) -> set[str]:
+    return {finding.code for finding in plan.findings}
+
+
+def value(plan: Plan, name: str) -> float:
+    return plan.numbers[name].estimate.value
+
+
+def ends(plan: Plan, name: str) -> tuple[float, float]:
+    estimate = plan.numbers[name].estimate
+    assert estimate.low is not None, estimate.unknown
+    assert estimate.high is not None
+    assert estimate.low <= estimate.value <= estimate.high
+    return estimate.low, estimate.high
+
+
+def law(scale: float, params: float, tokens: float, scatter: float = 0.1) -> HyperLaw:
+    """A law of known constants, its own interval x/÷ e^±0.1 or so."""
+    coefficients = (math.log(scale), params, tokens)
+    samples = np.array(coefficients) + np.random.default_rng(0).normal(
+        0, [0.05, 0, 0], size=(100, 3)
+    )
+    fitted = GroupLaw(("params", "tokens"), coefficients, samples, scatter, 20, 23, "by hand")
+    return HyperLaw(fitted, 0, 0)
+
+
+def test_the_best_size_of_another_platform_is_where_the_true_loss_is_lowest() -> None:
+    truth = replace(TRUTH, noise=0.0)
+    plan = make_plan(fit(simple_sweep(truth)), 1e13)
+    N = truth.best_size(1e13)
+    assert value(plan, "params") == pytest.approx(N, rel=2e-3)
+    assert value(plan, "tokens") == pytest.approx(1e13 / 6 / N, rel=2e-3)
+    assert value(plan, "loss") == pytest.approx(truth.best_loss(N, 1e13 / 6 / N), rel=1e-4)
+    assert plan.config is None
+    assert not plan.refused
+
+
+def test_the_intervals_hold_the_truth(foreign: Fit) -> None:
+    plan = make_plan(foreign, 1e13)
+    N = TRUTH.best_size(1e13)
+    D = 1e13 / 6 / N
+    for name, truth in (("params", N), ("tokens", D), ("loss", TRUTH.best_loss(N, D))):
+        low, high = ends(plan, name)
+        assert low < truth < high
+    low, high = ends(plan, "params")
+    assert 1.005 < high / low < 1.5
+    # On one budget the two ends are the same runs.
+    assert ends(plan, "tokens") == pytest.approx((1e13 / 6 / high, 1e13 / 6 / low))
+
+
+def test_a_loss_holds_the_noise_of_one_observation(foreign: Fit) -> None:
+    quiet, loud = (
+        make_plan(replace(foreign, noise=noise), 1e13).numbers["loss"].estimate
+        for noise in (0.0, 0.05)
+    )
+    assert quiet.low is not None
+    assert loud.low is not None
+    assert math.log(loud.value / loud.low) == pytest.approx(
+        math.hypot(math.log(quiet.value / quiet.low), 1.645 * 0.05), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("target", [1e11, 1e13, 2.9e14])
+def test_the_rung_is_the_best_of_the_ladder(native: Fit, target: float) -> None:
+    plan = make_plan(native, target)
+    assert native.resamples is not None
+    surface = native.resamples.huber.surface()
+    losses = {}
+    for width in range(32, 4097, 32):
+        model = replace(model_config(), width=width)
+        steps = math.floor(target / flops_per_token(model) / 1000)
+        if steps:
+            losses[width] = surface.loss(block_parameters(model), steps * 1000)
+    best = min(losses, key=lambda width: losses[width])
+    assert plan.config is not None
+    assert plan.config["model"]["width"] == value(plan, "width") == best
+    assert value(plan, "block_params") == block_parameters(replace(model_config(), width=best))
+
+
+def test_the_plan_spends_the_target_in_whole_steps_and_not_more(native: Fit) -> None:
+    plan = make_plan(native, 1e13)
+    assert plan.config is not None
+    model = replace(model_config(), width=plan.config["model"]["width"])
+    spent = plan.config["steps"] * 1000 * flops_per_token(model)
+    assert value(plan, "planned_flops") == pytest.approx(spent)
+    assert 1e13 - 1000 * flops_per_token(model) < spent <= 1e13
+    assert value(plan, "tokens") == plan.config["steps"] * 1000 == value(plan, "steps") * 1000
+
+
+def test_the_learning_rate_is_that_of_the_plans_own_size_and_tokens(native: Fit) -> None:
+    plan = make_plan(native, 1e13)
+    assert plan.config is not None
+    N, D = value(plan, "block_params"), value(plan, "tokens")
     lr = plan.config["optimizer"]["lr_peak"]
-    assert lr == pytest.approx(truth.lr(N, plan.config["steps"] * 1000.0), rel=0.01)
+    assert lr == value(plan, "lr")
+    assert lr == pytest.approx(TRUTH.lr(N, D), rel=0.1)
+    low, high = ends(plan, "lr")
+    assert low < TRUTH.lr(N, D) < high
 
 
-def test_the_forecast_loss_is_near_the_truth(tmp_path: Path) -> None:
-    truth = Truth()
-    plan = planned(fit(tmp_path), 1e13)
-    N = block_parameters(replace(model_config(), width=plan.config["model"]["width"]))
-    loss = truth.best_loss(N, plan.config["steps"] * 1000.0)
-    assert plan.numbers["loss"].estimate.value == pytest.approx(loss, rel=0.01)
+def test_the_interval_of_a_learning_rate_holds_the_law_and_the_size(foreign: Fit) -> None:
+    of_size = law(0.1, 0.5, -0.5)
+    flat = law(0.1, 0.0, 0.0)
+    wide, narrow = (
+        make_plan(replace(foreign, hyper=replace(foreign.hyper, lr=each)), 1e13)
+        for each in (of_size, flat)
+    )
+    low, high = ends(wide, "params")
+    parts = wide.numbers["lr"].estimate.parts
+    assert parts["best size"] == pytest.approx(math.log(high / low) / 2, rel=1e-6)
+    assert narrow.numbers["lr"].estimate.parts["best size"] == 0
+    of_wide, of_narrow = ends(wide, "lr"), ends(narrow, "lr")
+    assert of_wide[1] / of_wide[0] > of_narrow[1] / of_narrow[0] > 1.2
 
 
-def test_warmup_keeps_its_share_of_the_steps(tmp_path: Path) -> None:
-    plan = planned(fit(tmp_path / "a"), 1e13)
-    share = plan.config["optimizer"]["warmup_steps"] / plan.config["steps"]
-    assert share == pytest.approx(10 / 200, rel=0.02)
-    without = settings()
-    without["base"]["optimizer"]["warmup_steps"] = 0
-    cold = planned(fit(tmp_path / "b", sweep_toml=without), 1e13)
-    assert cold.config["optimizer"]["warmup_steps"] == 0
+def test_warmup_keeps_its_share_of_the_steps(native: Fit) -> None:
+    plan = make_plan(native, 1e13)
+    assert plan.config is not None
+    warmup = plan.config["optimizer"]["warmup_steps"]
+    assert warmup / plan.config["steps"] == pytest.approx(10 / 200, rel=0.02)
+    cold = settings()
+    cold["base"]["optimizer"]["warmup_steps"] = 0
+    base = replace(native.base, warmup_steps=0)  # type: ignore[type-var]
+    again = make_plan(replace(native, base=base), 1e13)
+    assert again.config is not None
+    assert again.config["optimizer"]["warmup_steps"] == 0
 
 
-def test_plan_toml_is_the_base_with_five_changes_and_a_table_of_its_own(tmp_path: Path) -> None:
-    fitted = fit(tmp_path)
-    path = tmp_path / "plan.toml"
-    write_toml(path, plan_tables(planned(fitted, 1e13), fitted))
-    tables = tomllib.loads(path.read_text())
-    provenance = tables.pop("plan")
-    base = copy.deepcopy(settings()["base"])
-    assert tables.keys() == base.keys()
-    base["name"], base["steps"] = tables["name"], tables["steps"]
-    base["model"]["width"] = tables["model"]["width"]
-    for changed in ("lr_peak", "warmup_steps"):
-        base["optimizer"][changed] = tables["optimizer"][changed]
-    assert tables == base
-    assert tables["name"] == "tiny-plan-1e13"
-    assert isinstance(tables["steps"], int)
-    assert provenance["target_flops"] == 1e13
-    assert provenance["runs_sha256"] == fitted.sweep.runs_sha256
-    for name in ("best_block_params", "width", "steps", "lr_peak", "warmup_steps", "loss"):
-        number = provenance[name]
-        assert number["reason"]
-        assert number["source"]
-        assert number["low"] <= number["value"] <= number["high"]
-    assert provenance["batch_tokens"]["unknown"] == "the sweep holds one batch size"
+def test_one_batch_is_kept_and_said(native: Fit) -> None:
+    plan = make_plan(native, 1e13)
+    assert plan.config is not None
+    assert plan.config["data"]["packs_per_step"] == 4
+    assert value(plan, "batch_tokens") == 1000
+    assert plan.numbers["batch_tokens"].estimate.low is None
+    assert "batch_not_swept" in codes(plan)
 
 
-def test_pretraining_accepts_the_plan_as_a_config(tmp_path: Path) -> None:
-    from scalewright.config import merge, read_toml, to_dict
-    from scalewright.recipes import demo
+def test_a_law_of_the_batch_sets_the_packs_nearest_to_it(native: Fit) -> None:
+    batch = law(0.1, 0.0, 0.8)
+    plan = make_plan(replace(native, hyper=replace(native.hyper, batch_tokens=batch)), 1e13)
+    assert plan.config is not None
+    packs = plan.config["data"]["packs_per_step"]
+    wanted = batch.value(1.0, 1e13 / flops_per_token(_model(plan))) / 250
+    assert wanted > 8
+    # One worker or two share any number of packs.
+    assert abs(math.log(packs / wanted)) <= abs(math.log((packs + 1) / wanted))
+    assert abs(math.log(packs / wanted)) <= abs(math.log((packs - 1) / wanted))
+    assert value(plan, "batch_tokens") == packs * 250
+    assert value(plan, "steps") * packs * 250 == value(plan, "tokens")
+    assert codes(plan).isdisjoint({"batch_not_swept", "no_batch", "no_batch_law"})
+    assert ends(plan, "batch_tokens")[0] < packs * 250
+    # Twice the batch is half the steps: the law's own uncertainty is also that of the steps.
+    low, high = ends(plan, "steps")
+    own = ends(plan, "batch_tokens")
+    assert high / low > own[1] / own[0] * 0.9
 
-    base = to_dict(demo())
-    small = {"width": 64, "depth": 2, "head_dim": 32, "rope_axes": [8, 12, 12]}
-    sweep_toml = {"base": base, "clips": settings()["clips"]}
-    base["model"] |= small
-    rows = [{**row, "block_params": None} for row in platform_sweep(Truth())]
-    model = merge(demo(), {"model": small}, where="test").model
+
+def _model(plan: Plan) -> Any:
+    assert plan.config is not None
+    return replace(model_config(), width=plan.config["model"]["width"])
+
+
+def test_batches_that_differ_without_a_law_give_that_of_the_best_large_run(foreign: Fit) -> None:
+    rows = simple_sweep(TRUTH)
     for row in rows:
-        row["block_params"] = block_parameters(replace(model, width=row["width"]))
-    fitted = fit(tmp_path, rows, sweep_toml)
-    plan = planned(fitted, 1e13)
-    write_toml(tmp_path / "plan.toml", plan_tables(plan, fitted))
-    tables = read_toml(tmp_path / "plan.toml")
-    del tables["plan"]
-    config = merge(demo(), tables, where="plan.toml")
-    assert to_dict(config) == plan.config
+        row["batch_tokens"] = 500.0 if row["budget_flops"] < 1e12 else 4000.0
+    plan = make_plan(fit(rows), 1e13)
+    assert "no_batch_law" in codes(plan)
+    assert value(plan, "batch_tokens") == 4000
+    assert value(plan, "steps") == round(value(plan, "tokens") / 4000)
 
 
-def test_a_plan_leaves_the_base_as_it_was(tmp_path: Path) -> None:
-    fitted = fit(tmp_path)
-    first, second = planned(fitted, 1e13), planned(fitted, 1e14)
+def test_without_batches_there_are_no_steps() -> None:
+    rows = [{**row, "batch_tokens": None} for row in simple_sweep(TRUTH)]
+    plan = make_plan(fit(rows), 1e13)
+    assert plan.numbers.keys().isdisjoint({"steps", "batch_tokens", "width", "memory_per_gpu"})
+    assert "no_batch" in codes(plan)
+    assert not plan.refused
+
+
+def test_hours_and_cost_are_those_of_the_planned_flops(native: Fit) -> None:
+    gpu = Hardware(peak_flops=1e12, utilisation=0.5, price_per_gpu_hour=3.0, gpus=2)
+    plan = make_plan(native, 1e14, gpu)
+    flops = value(plan, "planned_flops")
+    assert value(plan, "gpu_hours") == pytest.approx(flops / 5e11 / 3600)
+    assert value(plan, "cost") == pytest.approx(3 * flops / 5e11 / 3600)
+    assert value(plan, "days") == pytest.approx(flops / 5e11 / 86_400 / 2)
+    for name in ("gpu_hours", "days", "cost"):
+        assert "50% utilisation (assumed)" in plan.numbers[name].reason
+        assert "assumed" in (plan.numbers[name].estimate.unknown or "")
+    assert "at 3 each (assumed)" in plan.numbers["cost"].reason
+
+
+def test_memory_is_that_of_the_planned_model_on_these_gpus(native: Fit) -> None:
+    plan = make_plan(native, 1e13, Hardware(gpus=2))
+    expected = memory_estimate(
+        _model(plan),
+        workers=2,
+        packs_per_worker=2,
+        pack_tokens=2048,
+        compute_bytes=4,
+        activation_checkpointing=False,
+    )
+    assert value(plan, "memory_per_gpu") == expected.total_bytes
+    assert "idle_gpus" not in codes(plan)
+    small = make_plan(native, 1e13, Hardware(gpus=8, memory_bytes=1e6))
+    assert {"idle_gpus", "memory_exceeds_gpu", "not_bf16"} <= codes(small)
+    # Four packs keep four of the eight GPUs busy.
+    assert small.numbers["days"].unit == "days on 4 GPUs"
+    assert not small.refused
+
+
+def test_far_extrapolation_is_refused_unless_forced(foreign: Fit) -> None:
+    near, far = make_plan(foreign, 2.9e14), make_plan(foreign, 4e14)
+    assert not near.refused
+    assert "extrapolation" not in codes(near)
+    assert far.refused
+    assert not far.numbers
+    (finding,) = [each for each in far.findings if each.refuses]
+    assert finding.code == "extrapolation"
+    assert "400x" in finding.text
+    assert "the limit is 300x" in finding.text
+    forced = make_plan(foreign, 4e14, force=True)
+    assert not forced.refused
+    assert "extrapolation" in codes(forced)
+    assert value(forced, "params") == pytest.approx(TRUTH.best_size(4e14), rel=0.3)
+
+
+def test_a_size_off_the_ladder_has_numbers_but_no_config_unless_forced(native: Fit) -> None:
+    small = make_plan(native, 1e9)
+    assert "off_ladder" in codes(small)
+    assert small.refused
+    assert small.config is None
+    assert value(small, "width") == 32
+    forced = make_plan(native, 1e9, force=True)
+    assert not forced.refused
+    assert forced.config is not None
+    assert forced.config["model"]["width"] == 32
+
+
+def test_a_target_below_one_step_is_refused_even_when_forced(native: Fit) -> None:
+    for force in (False, True):
+        plan = make_plan(native, 1e5, force=force)
+        assert "less_than_a_step" in codes(plan)
+        assert plan.config is None
+        assert plan.numbers.keys() <= {"params"}
+
+
+def test_no_law_of_the_learning_rate_leaves_no_config_unless_forced(native: Fit) -> None:
+    reason = NotFitted("every group is at the edge")
+    censored = replace(native, hyper=replace(native.hyper, lr=reason))
+    plan = make_plan(censored, 1e13)
+    assert plan.refused
+    assert plan.config is None
+    assert "lr" not in plan.numbers
+    assert {"params", "tokens", "loss", "width", "steps"} <= plan.numbers.keys()
+    forced = make_plan(censored, 1e13, force=True)
+    assert forced.config is not None
+    largest = [row for row in ROWS if row["budget_flops"] == 1e12 and row["status"] == "done"]
+    groups = {}
+    for row in largest:
+        groups.setdefault(row["width"], []).append(row)
+    best = min((min(group, key=lambda row: row["loss"]) for group in groups.values()),
+               key=lambda row: row["loss"])  # fmt: skip
+    assert forced.config["optimizer"]["lr_peak"] == best["lr_peak"]
+    assert forced.numbers["lr"].estimate.unknown == reason.reason
+
+
+def test_a_foreign_sweep_without_learning_rates_is_planned_without_one(foreign: Fit) -> None:
+    plan = make_plan(replace(foreign, hyper=replace(foreign.hyper, lr=NotFitted("none"))), 1e13)
+    assert not plan.refused
+    assert "lr" not in plan.numbers
+
+
+def falling(fitted: Fit, exponents: tuple[float, ...]) -> Fit:
+    """The same fit with minima of the sizes that these exponents over the budgets make."""
+    laws = fitted.isoflop.laws
+    assert isinstance(laws, ComputeLaws)
+    flops = [1e10, 1e11, 1e12, 1e13][: len(exponents)]
+    sizes = [1e6 * (C / 1e10) ** p for C, p in zip(flops, exponents, strict=True)]
+    moved = replace(laws, size=power_law(flops, sizes))
+    return replace(fitted, isoflop=IsoFlop(fitted.isoflop.budgets, moved))
+
+
+def test_minima_that_surely_fall_with_compute_are_refused(foreign: Fit) -> None:
+    sure = falling(foreign, (-0.2, -0.2, -0.21, -0.2))
+    plan = make_plan(sure, 1e13)
+    assert plan.refused
+    assert not plan.numbers
+    assert "minima_are_noise" in codes(plan)
+    assert make_plan(sure, 1e13, force=True).numbers
+
+
+def test_minima_that_may_fall_only_warn_beside_a_surface(foreign: Fit) -> None:
+    unsure = falling(foreign, (0.0, -0.3))
+    plan = make_plan(unsure, 1e13)
+    assert "minima_are_noise" in codes(plan)
+    assert not plan.refused
+    assert make_plan(replace(unsure, resamples=None), 1e13).refused
+
+
+def test_without_a_surface_the_isoflop_laws_plan(native: Fit) -> None:
+    plan = make_plan(replace(native, resamples=None), 1e13)
+    laws = native.isoflop.laws
+    assert isinstance(laws, ComputeLaws)
+    assert plan.numbers["params"].estimate == laws.size.predict(C=1e13)
+    assert plan.numbers["loss"].estimate == laws.loss.predict(C=1e13)
+    assert "no_surface" in codes(plan)
+    assert plan.tradeoff == ()
+    assert plan.config is not None
+    N = laws.size.value(C=1e13)
+    sizes = [block_parameters(replace(model_config(), width=w)) for w in range(32, 2049, 32)]
+    nearest = min(sizes, key=lambda size: max(size / N, N / size))
+    assert value(plan, "block_params") == nearest
+
+
+def test_without_any_law_there_is_no_plan_even_when_forced(foreign: Fit) -> None:
+    bare = IsoFlop(foreign.isoflop.budgets, NotFitted("one budget"))
+    for force in (False, True):
+        plan = make_plan(replace(foreign, resamples=None, isoflop=bare), 1e13, force=force)
+        assert not plan.numbers
+        assert codes(plan) == {"no_law"}
+        assert "one budget" in plan.findings[0].text
+
+
+def test_minima_that_disagree_beyond_their_interval_widen_that_of_the_size(foreign: Fit) -> None:
+    laws = foreign.isoflop.laws
+    assert isinstance(laws, ComputeLaws)
+    flops = [1e10, 1e11, 1e12]
+    sizes = [3 * laws.size.value(C=C) for C in flops]
+    off = replace(laws, size=power_law(flops, sizes))
+    apart = replace(foreign, isoflop=IsoFlop((), off))
+    before, after = make_plan(foreign, 1e13), make_plan(apart, 1e13)
+    assert value(before, "params") == value(after, "params")
+    assert ends(after, "params")[1] > 2.5 * value(after, "params")
+    assert after.numbers["params"].estimate.parts["isoFLOP minima"] == pytest.approx(
+        math.log(3), abs=0.3
+    )
+
+
+def test_the_known_bias_of_the_parabolas_is_no_disagreement(foreign: Fit) -> None:
+    """Minima that are off by just what the surface says their parabolas are, agree with it."""
+    laws = foreign.isoflop.laws
+    assert isinstance(laws, ComputeLaws)
+    flops = [flops for flops, _ in foreign.isoflop.optima]
+    sizes = [1.5 * laws.size.value(C=C) for C in flops]
+    budgets = tuple(
+        replace(
+            budget,
+            optimum=replace(
+                budget.optimum, bias_ln_params=(budget.optimum.bias_ln_params or 0) + math.log(1.5)
+            ),
+        )
+        for budget in foreign.isoflop.budgets
+        if budget.optimum is not None
+    )
+    moved = replace(laws, size=power_law(flops, sizes))
+    biased = best_size(replace(foreign, isoflop=IsoFlop(budgets, moved)), 1e13)
+    unknown = best_size(replace(foreign, isoflop=IsoFlop((), moved)), 1e13)
+    assert not isinstance(biased, NotFitted)
+    assert not isinstance(unknown, NotFitted)
+    assert biased.params.parts.get("isoFLOP minima", 0.0) < 0.1
+    assert unknown.params.parts["isoFLOP minima"] > 0.3
+
+
+def test_an_interval_wider_than_tenfold_is_warned_about(foreign: Fit) -> None:
+    assert foreign.resamples is not None
+    theta = foreign.resamples.huber.theta.copy()
+    theta[1:, 1] += np.linspace(-3, 3, len(theta) - 1)
+    vague = replace(foreign.resamples, huber=Surfaces(theta, foreign.resamples.huber.centre))
+    plan = make_plan(replace(foreign, resamples=vague), 1e13)
+    assert "interval_too_wide" in codes(plan)
+    assert not plan.refused
+    assert "interval_too_wide" not in codes(make_plan(foreign, 1e13))
+
+
+def test_a_surface_without_a_best_size_is_refused(foreign: Fit) -> None:
+    assert foreign.resamples is not None
+    theta = foreign.resamples.huber.theta.copy()
+    theta[:, 2] = -60.0
+    vanished = replace(foreign.resamples, huber=Surfaces(theta, foreign.resamples.huber.centre))
+    plan = make_plan(replace(foreign, resamples=vanished), 1e13)
+    assert "no_best_size" in codes(plan)
+    assert plan.refused
+
+
+def test_without_resamples_the_numbers_stand_and_say_why_there_is_no_interval() -> None:
+    rows = simple_sweep(TRUTH)
+    plan = make_plan(fit_sweep(sweep_of(rows), FitOptions(resamples=0)), 1e13)
+    for name in ("params", "tokens", "loss"):
+        assert plan.numbers[name].estimate.low is None
+        assert "0 resamples" in (plan.numbers[name].estimate.unknown or "")
+
+
+def test_a_plan_leaves_the_base_as_it_was(native: Fit) -> None:
+    before = copy.deepcopy(native.base.tables)  # type: ignore[union-attr]
+    first, second = make_plan(native, 1e13), make_plan(native, 1e14)
+    assert first.config is not None
+    assert second.config is not None
     assert first.config["model"]["width"] < second.config["model"]["width"]
-    assert fitted.base is not None
-    assert fitted.base.tables == settings()["base"]
+    assert native.base is not None
+    assert native.base.tables == before == settings()["base"]
 
 
-def test_intervals_without_a_degree_of_freedom_say_so(tmp_path: Path) -> None:
-    plan = planned(fit(tmp_path, platform_sweep(Truth(), budgets=(3e10, 3e11))), 1e12)
-    for name in ("width", "steps", "tokens", "loss"):
-        estimate = plan.numbers[name].estimate
-        assert estimate.low is None
-        assert "no degree of freedom" in (estimate.unknown or "")
+def test_the_trade_off_of_a_ladder_is_among_its_rungs(native: Fit) -> None:
+    plan = make_plan(native, 1e14)
+    widths = [row.width for row in plan.tradeoff]
+    assert all(width and width % 32 == 0 for width in widths)
+    assert widths == sorted(widths, reverse=True)
+    (own,) = [row for row in plan.tradeoff if row.ratio == 1]
+    assert own.width == value(plan, "width")
+    assert all(row.loss_given_up.value >= 0 for row in plan.tradeoff)
+    assert own.evaluations == 48
 
 
-def test_the_default_target_is_ten_times_the_largest_budget(tmp_path: Path) -> None:
-    assert default_target(fit(tmp_path)) == 1e13
-
-
-def test_far_extrapolation_is_refused_unless_forced(tmp_path: Path) -> None:
-    fitted = fit(tmp_path)
-    assert isinstance(make_plan(fitted, 2.9e14), Plan)
-    refusal = make_plan(fitted, 4e14)
-    assert isinstance(refusal, Refusal)
-    assert "400x" in refusal.reason
-    assert "the limit is 300x" in refusal.reason
-    forced = planned(fitted, 4e14, force=True)
-    assert any("forced" in warning for warning in forced.warnings)
-
-
-def test_one_interior_budget_is_refused_even_when_forced(tmp_path: Path) -> None:
-    fitted = fit(tmp_path, platform_sweep(Truth(), budgets=(1e11,)))
-    refusal = make_plan(fitted, 1e12, force=True)
-    assert isinstance(refusal, Refusal)
-    assert "1 of 1 budgets" in refusal.reason
-
-
-def test_a_size_off_the_ladder_is_refused_even_when_forced(tmp_path: Path) -> None:
-    fitted = fit(tmp_path)
-    small, large = make_plan(fitted, 1e9), make_plan(fitted, 1e22, force=True)
-    for refusal in (small, large):
-        assert isinstance(refusal, Refusal)
-        assert "off the ladder" in refusal.reason
-
-
-def test_learning_rates_all_at_the_edge_are_refused(tmp_path: Path) -> None:
-    fitted = fit(tmp_path, platform_sweep(Truth(), lrs=(1e-4, 2e-4, 4e-4)))
-    refusal = make_plan(fitted, 1e13)
-    assert isinstance(refusal, Refusal)
-    assert "no cell has an interior best learning rate" in refusal.reason
-
-
-def test_a_best_size_that_falls_with_compute_is_refused(tmp_path: Path) -> None:
-    rows = platform_sweep(Truth(), budgets=(3e10, 3e11))
-    flipped = {3e10: 3e11, 3e11: 3e10}
-    swapped = [{**row, "budget_flops": flipped[row["budget_flops"]]} for row in rows]
-    for row in swapped:
-        row["flops"] = row["budget_flops"]
-        row["run"] += "-swapped"
-    refusal = make_plan(fit(tmp_path, swapped), 1e12)
-    assert isinstance(refusal, Refusal)
-    assert "falls with compute" in refusal.reason
-
-
-def test_a_sweep_of_another_platform_gets_a_forecast_and_no_plan(tmp_path: Path) -> None:
-    fitted = fit_sweep(read_sweep(write_sweep(tmp_path, platform_sweep(Truth()))))
-    outcome = make_plan(fitted, 1e13)
-    assert isinstance(outcome, ForecastOnly)
-    assert "no sweep.toml" in outcome.reason
-    assert outcome.forecast.block_params.low is not None
-
-
-def spoiled(path: str, value: Any) -> dict[str, Any]:
-    tables = copy.deepcopy(settings())
-    *parents, last = path.split(".")
-    table = tables
-    for parent in parents:
-        table = table[parent]
-    if value is None:
-        del table[last]
-    else:
-        table[last] = value
-    return tables
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("base", None, r"the table \[base\] is missing"),
-        ("base.optimizer", None, r"the table \[optimizer\] is missing"),
-        ("base.steps", 0, "steps is 0; expected a whole number from 1"),
-        ("base.name", None, "name is None; expected text"),
-        ("base.model.width", 65, "not a multiple"),
-        ("base.model.heads", 2, "unknown keys heads"),
-        ("base.model.depth", 3, "has block_params 25152, but the model of"),
-        ("base.optimizer.schedule", "constant", "made with 'cosine'"),
-        ("base.optimizer.warmup_steps", -1, "warmup_steps is -1"),
-        ("clips.visual", [], "none empty"),
-        ("clips.count", [1], "one length"),
-        ("clips.text", [8, 0], "at least 1"),
-    ],
-)
-def test_a_sweep_toml_that_does_not_fit_is_refused(
-    tmp_path: Path, path: str, value: Any, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        fit(tmp_path, sweep_toml=spoiled(path, value))
-
-
-def test_clips_that_do_not_explain_the_flops_are_warned_about(tmp_path: Path) -> None:
-    assert not fit(tmp_path / "a").warnings
-    other = spoiled("clips.visual", [640, 3200])
-    assert any("FLOPs per token" in w for w in fit(tmp_path / "b", sweep_toml=other).warnings)
-
-
-def test_mixed_batches_are_warned_about(tmp_path: Path) -> None:
-    rows = platform_sweep(Truth())
-    rows[0]["batch_tokens"] = 2000.0
-    assert any("batch_tokens runs from" in warning for warning in fit(tmp_path, rows).warnings)
+def test_the_loss_of_a_plan_is_the_surfaces_at_its_own_size_and_tokens(native: Fit) -> None:
+    plan = make_plan(native, 1e13)
+    best = best_size(native, 1e13)
+    assert not isinstance(best, NotFitted)
+    N, D = value(plan, "block_params"), value(plan, "tokens")
+    assert best.surface is not None
+    assert value(plan, "loss") == pytest.approx(best.surface.loss(N, D), rel=1e-9)
+    assert value(plan, "loss") == pytest.approx(TRUTH.best_loss(N, D), rel=0.01)
+    assert plan.numbers["loss"].estimate == loss_at(native, best, N, D)
