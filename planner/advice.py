@@ -9,7 +9,6 @@ import numpy as np
 from planner.base import Base
 from planner.comparison import Comparison, compare
 from planner.design import (
-    MAX_EXTRAPOLATION,
     TUNED_SIZES,
     Design,
     Problem,
@@ -18,6 +17,7 @@ from planner.design import (
     shapes,
 )
 from planner.design_runs import Setting, settings
+from planner.distrust import MAX_EXTRAPOLATION
 from planner.errors import InputError
 from planner.findings import Finding
 from planner.frontier import six_nd
@@ -37,7 +37,8 @@ INTERIOR = 3  # learning rates without which there is no inside of the grid
 class Wish:
     """What the command line asks: N* at the target within `precision` times or divided by.
 
-    `smallest_params` is the least size worth training, where no ladder says.
+    `smallest_params` is the least size worth training, where no ladder says; so many `sweeps` are
+    simulated.
     """
 
     cost_flops: float
@@ -48,6 +49,7 @@ class Wish:
     decades: float
     smallest_params: float
     tuning: Tuning
+    sweeps: int
     seed: int
 
 
@@ -86,7 +88,7 @@ def advise(wish: Wish, prior: Prior, base: Base | None) -> Advice:
     problem = _problem(wish, prior, base)
     offered = catalogue(problem, shapes(wish.budgets, wish.decades))
     best = offered.best(wish.cost_flops, SHOWN)
-    simulated = [simulate(problem, each, seed=wish.seed) for each in best[:SIMULATED]]
+    simulated = [simulate(problem, each, wish.sweeps, wish.seed) for each in best[:SIMULATED]]
     at = _confirmed(best, simulated)
     chosen, seen = best[at], simulated[at]
     # What the prediction was off by here, it will be off by at other costs too.

@@ -19,7 +19,7 @@ Examples:
 """
 BEFORE = (
     "cost_flops", "precision", "prior", "budgets", "decades", "lrs", "batches", "mup", "smallest",
-    "seed",
+    "sweeps", "seed",
 )  # fmt: skip
 AFTER = ("count", "cap_flops", "per", "maps", "where", "group")
 RESAMPLES = 20
@@ -138,6 +138,13 @@ class Told:
     help="Choose next runs by what a FLOP or a run tells.",
 )
 @reading
+@click.option(
+    "--sweeps",
+    type=click.IntRange(min=20),
+    default=400,
+    show_default=True,
+    help="Sweeps to simulate for each of the best few designs.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the simulated sweeps.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, the rest on stderr.  [off]")
 @click.pass_context
@@ -204,6 +211,7 @@ def _before(options: dict[str, Any]) -> Told:
         decades=options["decades"],
         smallest_params=options["smallest"],
         tuning=Tuning(options["lrs"], options["batches"], options["mup"]),
+        sweeps=options["sweeps"],
         seed=options["seed"],
     )
     advice = advise(wish, read_prior(options["prior"]), base)

@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.distrust import MAX_EXTRAPOLATION
 from planner.errors import InputError
 from planner.frontier import Frontier
 from planner.information import (
@@ -42,7 +43,6 @@ DECADES = 2.5  # 300x: beyond it the law may bend, and a simulation on that law 
 STEP_DECADES = 0.5
 SAME_WIDTH = 0.05  # intervals whose widths differ by less are equally good
 SCALES_A_DECADE = 20
-MAX_EXTRAPOLATION = 300.0  # from the largest budget: further, a fit refuses to plan
 MIN_SIZES = 4  # different sizes that a ladder must leave of a budget's grid
 TUNED_SIZES = 2  # sizes of a budget that carry the lr x batch grid where muP serves the others
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from planner.advice import Advice, assumptions, words_of_factor
-from planner.design import MAX_EXTRAPOLATION, Design
+from planner.design import Design
 from planner.design_runs import Setting
+from planner.distrust import MAX_EXTRAPOLATION
 from planner.findings import Finding
 from planner.next_advice import NextAdvice
 from planner.next_runs import EdgeRun, Per

@@ -11,7 +11,6 @@ from planner.information import factor
 from planner.laws import LEVEL, t_quantile
 from planner.surface import CONSTANTS, Floats, Surfaces
 
-SWEEPS = 400
 _Z = 1.6449  # of LEVEL, two-sided
 
 
@@ -32,7 +31,7 @@ class Simulation:
         return factor(self.half_params)
 
 
-def simulate(problem: Problem, design: Design, sweeps: int = SWEEPS, seed: int = 0) -> Simulation:
+def simulate(problem: Problem, design: Design, sweeps: int, seed: int = 0) -> Simulation:
     """Draw the design's losses `sweeps` times with the problem's noise, and fit each (Huber).
 
     The descent starts from the law itself: what is judged is the design, not the search.
