@@ -81,7 +81,7 @@ def next_document(advice: NextAdvice) -> dict[str, Any]:
         },
         "condition": found.condition,
         "params_factor": {
-            "before": factor(found.half_before), "after": factor(found.half_after),
+            "before": _bounded(found.half_before), "after": _bounded(found.half_after),
         },
         "cost_flops": sum(each.flops for each in advice.settings),
         "edges": [_edge(run) for run in advice.edges],
@@ -149,7 +149,10 @@ def _next(setting: NextSetting) -> dict[str, Any]:
         "lrs": None if setting.lrs is None else list(setting.lrs),
         "batch_tokens": setting.batch_tokens,
         "flops": setting.flops,
-        "params_factor": {"before": run.factor_before, "after": run.factor_after},
+        "params_factor": {
+            "before": _bounded(run.half_before),
+            "after": _bounded(run.half_after),
+        },
     }
 
 

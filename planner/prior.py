@@ -84,7 +84,7 @@ def read_prior(name: str) -> Prior:
 
 def _fitted(content: object, where: str) -> Prior:
     surface = _at(content, "surface", "huber")
-    if not isinstance(surface, Mapping):
+    if not isinstance(surface, Mapping) or "not_fitted" in surface:
         hint = " of one group (this one holds several)" if _at(content, "groups") else ""
         raise InputError(
             f"--prior {where}: no fitted surface in it (surface.huber); give the laws.json{hint} "
