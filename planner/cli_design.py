@@ -22,7 +22,6 @@ BEFORE = (
     "sweeps", "seed",
 )  # fmt: skip
 AFTER = ("count", "cap_flops", "per", "maps", "where", "group")
-RESAMPLES = 20
 FEWEST_BUDGETS, MOST_BUDGETS = 3, 12
 
 
@@ -244,6 +243,6 @@ def _after(path: str, options: dict[str, Any]) -> Told:
         noise=options["noise"],
         per=Per(options["per"]),
     )
-    # The intervals come from the delta method, which needs no resamples: a few, to be quick.
-    advice = advise_next(fit_sweep(sweeps[0], FitOptions(RESAMPLES)), wish)
+    # The intervals come from the delta method: nothing needs resampling.
+    advice = advise_next(fit_sweep(sweeps[0], FitOptions(resamples=0)), wish)
     return Told(next_text(advice), next_document(advice))
