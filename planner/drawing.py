@@ -35,7 +35,7 @@ from matplotlib.ticker import (
 from planner import inline_svg, wording
 from planner.surface import Floats
 
-DPI = 150
+DPI, CSS_DPI = 150, 96
 WIDTH_IN, LEAST_IN = 9.6, 5.2  # of a figure
 LEFT_IN = 0.72
 INK, GREY, PALE, FAINT = "#1c2330", "#6b7280", "#9aa1ad", "#c8ccd4"
@@ -49,6 +49,7 @@ STYLE: Any = {  # Any: matplotlib types the keys as one literal after the other
     "font.size": 8.5,
     "text.color": INK,
     "text.parse_math": False,
+    "axes.facecolor": "none",
     "axes.edgecolor": "#9aa1ad",
     "axes.labelcolor": INK,
     "axes.linewidth": 0.7,
@@ -93,6 +94,12 @@ class Drawing:
     least_px: int = 640
     tips: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def widths_px(self) -> tuple[int, int]:
+        """From which width on it is scrolled, and up to which it grows on a page."""
+        natural = round(self.figure.get_figwidth() * CSS_DPI)
+        return min(self.least_px, natural), natural
+
     def points(
         self, axes: Axes, x: Values, y: Values, tips: list[str], **style: Any
     ) -> PathCollection:
@@ -121,9 +128,12 @@ def render(drawing: Drawing, prefix: str) -> Rendered:
     """Draw it; `prefix` keeps the ids of several drawings on one page apart."""
     figure = drawing.figure
     files = {}
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+    for kind, behind, metadata in (
+        ("png", "white", {"Software": None}),
+        ("svg", "none", {"Date": None, "Creator": None}),
+    ):
         content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
+        figure.savefig(content, format=kind, dpi=DPI, metadata=metadata, facecolor=behind)
         files[kind] = content.getvalue()
     label = f"{drawing.title}. {drawing.caption}"
     inline = inline_svg.for_page(files["svg"], f"{prefix}{drawing.name}-", label, drawing.tips)

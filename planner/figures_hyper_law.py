@@ -101,7 +101,7 @@ def transfer(fit: Fit, law: GroupLaw) -> Drawing:
     held = "tokens" in law.variables
     found = Drawing(
         "transfer",
-        "Does the best learning rate move with width?",
+        "The best learning rate over width",
         f"Interior optima over width{' at equal tokens' if held else ''}, with the law and its "
         f"{LEVEL:.0%} band. muP promises a flat line.",
         figure,

@@ -30,9 +30,7 @@ def curves(fit: Fit) -> Drawing:
     found = Drawing(
         "isoflop",
         "isoFLOP curves",
-        "Loss over size at one cost. Blue: parabola over the window it was fitted to; dashed: "
-        "Akima's interpolation; grey: the surface, fitted to all budgets. Star: the parabola's "
-        "minimum, with its interval. Only interior minima feed the laws of compute.",
+        _caption(fit),
         figure,
         least_px=760,
     )
@@ -46,6 +44,18 @@ def curves(fit: Fit) -> Drawing:
         axes.set_ylabel("loss")
     drawing.key(figure, _curve_legend(fit, half_width))
     return found
+
+
+def _caption(fit: Fit) -> str:
+    parts = ["Loss over size at one cost."]
+    if not isinstance(fit.huber, NotFitted):
+        parts.append("Grey: the surface, fitted to all budgets.")
+    if fit.isoflop.optima:
+        parts.append(
+            "Blue: parabola over the window it was fitted to; dashed: Akima's interpolation. Star: "
+            "the parabola's minimum. Only interior minima feed the laws of compute."
+        )
+    return " ".join(parts)
 
 
 def _panel(found: Drawing, axes: Axes, fit: Fit, budget: Budget, half_width: float | None) -> None:

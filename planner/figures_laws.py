@@ -34,9 +34,7 @@ def laws(fit: Fit, plans: Sequence[Plan]) -> Drawing:
     found = Drawing(
         "laws",
         "Best size, tokens and loss over compute",
-        f"Points: minima of the budgets. Blue: the law that plans follow, with its {LEVEL:.0%} "
-        "interval; that of the loss holds the noise of one run. Dashed: laws through the minima "
-        "alone. Where the two part, so do forecasts." + (" Diamonds: the plans." if plans else ""),
+        _caption(fit, plans),
         figure,
         least_px=760,
     )
@@ -54,6 +52,21 @@ def laws(fit: Fit, plans: Sequence[Plan]) -> Drawing:
         axes.set_xlabel("FLOPs")
     drawing.key(figure, _legend(fit, plans))
     return found
+
+
+def _caption(fit: Fit, plans: Sequence[Plan]) -> str:
+    parts = [
+        f"Blue: the law that plans follow, with its {LEVEL:.0%} interval; that of the loss holds "
+        "the noise of one run."
+    ]
+    if not isinstance(fit.isoflop.laws, NotFitted):
+        parts.append(
+            "Points: minima of the budgets. Dashed: laws through these alone; where the two part, "
+            "so do forecasts."
+        )
+    if isinstance(fit.forecast, HoldOut):
+        parts.append("Square: the largest budget's loss, forecast without it.")
+    return " ".join([*parts, "Diamonds: the plans."] if plans else parts)
 
 
 def _compute_grid(fit: Fit, plans: Sequence[Plan]) -> Floats:

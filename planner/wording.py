@@ -49,7 +49,8 @@ def percent(share: float, signed: bool = False) -> str:
     """A fraction as per cent, with as many decimals as it takes to see it."""
     size = abs(share)
     decimals = 0 if size >= 0.1 else 1 if size >= 0.01 else 2
-    return _trimmed(f"{100 * share:{'+' if signed else ''}.{decimals}f}") + "%"
+    text = _trimmed(f"{100 * share:{'+' if signed else ''}.{decimals}f}")
+    return "0%" if text in ("-0", "+0") else f"{text}%"
 
 
 def factor(value: float) -> str:
@@ -62,6 +63,11 @@ def interval(estimate: Estimate, word: Callable[[float], str]) -> str:
     if estimate.low is None or estimate.high is None:
         return UNKNOWN
     return f"{word(estimate.low)} to {word(estimate.high)}"
+
+
+def sentence(text: str) -> str:
+    """With a capital letter first and a full stop last."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '!')) else '.'}"
 
 
 def many(number: int, one: str, several: str | None = None) -> str:
