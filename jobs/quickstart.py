@@ -33,7 +33,7 @@ from scalewright.train.worker import CHECKPOINTS
 
 NAME = "quickstart"
 PATIENCE_S = 60
-WIDTHS, BUDGETS, LRS = "48,64,96,128", "1e11,3e11", "8e-3,16e-3,32e-3"
+WIDTHS, BUDGETS, LRS = "48,64,96,128", "3e10,1e11,3e11", "8e-3,16e-3,32e-3"
 TARGET_FLOPS = "6e12"
 PROMPTS = (
     ("a red circle moves right on a dark background", 17),
@@ -103,7 +103,9 @@ def stages() -> list[Stage]:
             ("jobs/sweep.py", "--out", f"runs/{NAME}", "--name", "sweep", "--widths", WIDTHS,
              "--budgets", BUDGETS, "--lrs", LRS, f"data.path={data}"),
         ),
-        Stage("Fit the laws and plan a run", ("planner", "fit", sweep, "--target", TARGET_FLOPS)),
+        Stage(
+            "Fit the laws and plan a run", ("planner", "report", sweep, "--target", TARGET_FLOPS)
+        ),
         Stage(
             "Train the planned model on two workers",
             ("jobs/pretrain.py", "--plan", f"{sweep}/fit/plan.toml", f"name={NAME}",
@@ -166,7 +168,7 @@ def report(folder: Path, judgement: Judgement, times_s: dict[str, float]) -> Non
         f"  without a caption             {judgement.no_text:.4f}",
         "",
         f"videos and pictures   {folder}/prompt-*.mp4, prompt-*.png, samples/",
-        f"laws and figures      {folder}/sweep/fit/",
+        f"laws and the plan     {folder}/sweep/fit/report.html",
         f"the run in MLflow     mlflow ui --backend-store-uri sqlite:///{home()}/mlflow.db",
         f"quickstart done in {minutes:.1f} minutes",
     )

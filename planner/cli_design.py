@@ -132,7 +132,7 @@ class Told:
 @click.option(
     "--per",
     type=click.Choice(["flops", "run"]),
-    default="flops",
+    default="run",
     show_default=True,
     help="Choose next runs by what a FLOP or a run tells.",
 )
