@@ -163,7 +163,12 @@ def _off_ladder(fit: Evidence, best: BestSize, batch: Batch) -> Choice:
     ends = _ends(best.params)
     if ends is None:
         return Choice(chosen, None, (chosen,))
-    low, high = (at_size(fit, best.target_flops, batch, params) for params in ends)
+    # A law through few minima can have an interval of hundreds of decades.
+    smallest, largest = fit.frontier.smallest_params, fit.frontier.largest_params
+    low, high = (
+        at_size(fit, best.target_flops, batch, min(max(params, smallest), largest))
+        for params in ends
+    )
     return Choice(chosen, (low, high), (chosen,))
 
 

@@ -13,15 +13,20 @@ from planner.plan import Plan
 from planner.tradeoff import Smaller
 
 SCHEMA_VERSION = 2
+ALWAYS = ("params", "tokens", "lr", "batch_tokens", "steps", "loss")
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """Plain values for JSON; `interval` is [low, high], null where `unknown` says why."""
+    """Plain values for JSON; `interval` is [low, high], null where `unknown` says why.
+
+    The numbers of `ALWAYS` are there in every plan, null where nothing is known of them.
+    """
     return {
         "flops": plan.target_flops,
         "extrapolation": plan.extrapolation,
         "refused": plan.refused,
         "forced": plan.forced,
+        **dict.fromkeys(ALWAYS),
         **{name: _number(number) for name, number in plan.numbers.items()},
         "tradeoff": [_smaller(each) for each in plan.tradeoff],
         "findings": [_finding(each) for each in plan.findings],

@@ -8,7 +8,8 @@ import pytest
 from unit.planner.synthetic import Truth, platform_sweep, settings, simple_sweep, sweep_of
 
 from planner.fit import Fit, FitOptions, fit_sweep
-from planner.laws import NotFitted
+from planner.isoflop import ComputeLaws, IsoFlop
+from planner.laws import NotFitted, power_law
 from planner.plan import Plan, make_plan
 from planner.plan_file import plan_document, plan_tables, write_plan
 from scalewright.model.shape import block_parameters
@@ -75,11 +76,22 @@ def test_every_document_is_strict_json(native: Fit, target: float, force: bool) 
         assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
+def test_an_interval_of_hundreds_of_decades_is_still_told(native: Fit) -> None:
+    foreign = fit_sweep(sweep_of(simple_sweep(Truth(noise=1e-3))), OPTIONS)
+    laws = foreign.isoflop.laws
+    assert isinstance(laws, ComputeLaws)
+    vague = power_law([1e10, 1.01e10, 1.02e10], [1e5, 2e7, 1e5])
+    moved = IsoFlop(foreign.isoflop.budgets, replace(laws, size=vague))
+    plan = make_plan(replace(foreign, resamples=None, isoflop=moved), 1e13, force=True)
+    assert "interval_too_wide" in {finding.code for finding in plan.findings}
+    assert json.dumps(plan_document(plan), allow_nan=False)
+
+
 def test_a_refused_plan_says_why(native: Fit) -> None:
     document = plan_document(make_plan(native, 1e18))
     assert document["refused"] is True
     assert document["config"] is None
-    assert "params" not in document
+    assert document["params"] is document["loss"] is document["lr"] is None
     (finding,) = [each for each in document["findings"] if each["refuses"]]
     assert finding["code"] == "extrapolation"
 
@@ -106,6 +118,7 @@ def test_plan_toml_is_the_base_with_its_changes_and_a_table_of_its_own(
     assert about["batch_tokens"]["unknown"]
     assert {"code", "text", "refuses"} == about["findings"][0].keys()
     assert about["tradeoff"]
+    assert about.keys().isdisjoint({"config", "refused", "flops"})
 
 
 def test_a_plan_file_is_replaced_whole(native: Fit, plan: Plan, tmp_path: Path) -> None:
