@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.planner.synthetic import Truth, platform_sweep, settings, simple_sweep, sweep_of
+from unit.planner.plans import LRS, foreign_fit, native_fit
+from unit.planner.synthetic import Truth, platform_sweep, settings, sweep_of
 
 from planner.fit import Fit, FitOptions, fit_sweep
 from planner.isoflop import ComputeLaws, IsoFlop
@@ -14,14 +15,10 @@ from planner.plan import Plan, make_plan
 from planner.plan_file import plan_document, plan_tables, write_plan
 from scalewright.model.shape import block_parameters
 
-OPTIONS = FitOptions(resamples=60)
-LRS = (2e-3, 4e-3, 8e-3, 16e-3)
-
 
 @pytest.fixture(scope="module")
 def native() -> Fit:
-    rows = platform_sweep(Truth(noise=5e-4), lrs=LRS)
-    return fit_sweep(sweep_of(rows, settings()), OPTIONS)
+    return native_fit()
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +67,13 @@ def test_the_trade_off_is_told_row_by_row(plan: Plan) -> None:
 @pytest.mark.parametrize("target", [1e5, 1e9, 1e13, 2e14, 1e18])
 @pytest.mark.parametrize("force", [False, True])
 def test_every_document_is_strict_json(native: Fit, target: float, force: bool) -> None:
-    foreign = fit_sweep(sweep_of(simple_sweep(Truth(noise=1e-3))), OPTIONS)
-    for fitted in (native, foreign, replace(native, resamples=None)):
+    for fitted in (native, foreign_fit(), replace(native, resamples=None)):
         document = plan_document(make_plan(fitted, target, force=force))
         assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_an_interval_of_hundreds_of_decades_is_still_told(native: Fit) -> None:
-    foreign = fit_sweep(sweep_of(simple_sweep(Truth(noise=1e-3))), OPTIONS)
+def test_an_interval_of_hundreds_of_decades_is_still_told() -> None:
+    foreign = foreign_fit()
     laws = foreign.isoflop.laws
     assert isinstance(laws, ComputeLaws)
     vague = power_law([1e10, 1.01e10, 1.02e10], [1e5, 2e7, 1e5])
@@ -148,7 +144,7 @@ def test_pretraining_accepts_the_plan_as_a_config(tmp_path: Path) -> None:
     for row in rows:
         row["block_params"] = block_parameters(replace(model, width=row["width"]))
     sweep = sweep_of(rows, {"base": base, "clips": settings()["clips"]})
-    plan = make_plan(fit_sweep(sweep, OPTIONS), 1e13)
+    plan = make_plan(fit_sweep(sweep, FitOptions(resamples=60)), 1e13)
     write_plan(plan, tmp_path / "plan.toml")
     tables = read_toml(tmp_path / "plan.toml")
     assert tables == plan_tables(plan)
