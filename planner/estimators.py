@@ -21,6 +21,7 @@ STARTS = 20
 AGREE = 1e-4  # starts whose objective is this close to the best one found the same minimum
 _GRID = 16
 _FLOOR = 1e-12  # of the smallest loss: the logarithm of a term that is zero
+_START_FLOOR = 0.02  # a descent in logarithms cannot leave a term that starts at zero
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def refit(
 ) -> tuple[Surfaces, Floats]:
     """The same estimator under other weights (R, n), each from `start`; and which converged."""
     theta = np.repeat(start.theta[:1], len(weights), axis=0)
-    ended = descend(residuals, theta, centred(points), weights, 60, 1e-7)
+    theta[:, :3] = np.maximum(theta[:, :3], np.log(_START_FLOOR * points.loss.min()))
+    ended = descend(residuals, theta, centred(points), weights, 150, 1e-7)
     return Surfaces(ended.theta, start.centre), ended.converged
 
 
@@ -115,7 +117,7 @@ def _ranked(points: Points, residuals: Residuals) -> Floats:
     alpha, beta = (grid.ravel() for grid in np.meshgrid(axis, axis, indexing="ij"))
     # Relative errors, as the objective has them: divide the linear problem by L.
     linear, _ = non_negative(alpha, beta, n, d, np.exp(ln_l), relative=True)
-    theta = _theta(linear, alpha, beta, np.exp(ln_l))
+    theta = _theta(linear, alpha, beta, np.exp(ln_l), _START_FLOOR)
     r, _ = residuals.of(theta, n, d, ln_l)
     return np.asarray(theta[np.argsort(residuals.cost(r, np.ones_like(r)), kind="stable")])
 
@@ -148,8 +150,10 @@ def non_negative(
     return coefficients, best
 
 
-def _theta(linear: Floats, alpha: Floats, beta: Floats, loss: Floats) -> Floats:
-    logs = np.log(np.maximum(linear, _FLOOR * loss.min()))
+def _theta(
+    linear: Floats, alpha: Floats, beta: Floats, loss: Floats, floor: float = _FLOOR
+) -> Floats:
+    logs = np.log(np.maximum(linear, floor * loss.min()))
     return np.column_stack([logs, alpha, beta])
 
 

@@ -1,7 +1,7 @@
 """All stages of a fit in order: groups, points, surface, isoFLOP curves, hyperparameters, bands."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -159,7 +159,8 @@ def _constants(
 def _banded(surfaces: Surfaces, resamples: Resamples, spread: bool) -> dict[str, Estimate]:
     values = surfaces.constants()
     banded = {
-        name: bands.band(values[name], resamples.stretch, bands.Spread({})) for name in CONSTANTS
+        name: _not_negative(bands.band(values[name], resamples.stretch, bands.Spread({})))
+        for name in CONSTANTS
     }
     known = (
         bands.spread_of(resamples, lambda each: each.constants()["a"])
@@ -167,6 +168,11 @@ def _banded(surfaces: Surfaces, resamples: Resamples, spread: bool) -> dict[str,
         else bands.Spread({})
     )
     return banded | {"a": bands.band(values["a"], resamples.stretch, known)}
+
+
+def _not_negative(estimate: Estimate) -> Estimate:
+    """Every constant of the surface is zero or more; a stretched interval may not reach below."""
+    return estimate if estimate.low is None else replace(estimate, low=max(estimate.low, 0.0))
 
 
 def _noise(sweep: Sweep, huber: SurfaceFit | NotFitted) -> float:
