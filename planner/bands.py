@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.descent import LEAST_SQUARES, LOG_HUBER
 from planner.estimators import SurfaceFit, refit
@@ -60,7 +61,7 @@ def resample(
     points: Points,
     huber: SurfaceFit,
     varpro: SurfaceFit,
-    budgets: Mapping[float, Floats],
+    budgets: Mapping[float, NDArray[np.bool_]],
     count: int,
     seed: int,
 ) -> Resamples:

@@ -7,7 +7,7 @@ is wide or lies off the minimum (arXiv 2603.22339): how much, is measured on the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -261,7 +261,7 @@ def loss_law(flops: list[float], losses: list[float]) -> FloorLaw | NotFitted:
 
 
 def _exponents(flops: list[float], optima: list[Optimum]) -> dict[str, float]:
-    ways = {
+    ways: dict[str, list[float | None]] = {
         "parabola": [math.log(o.params) for o in optima],
         "akima": [math.log(o.akima_params) for o in optima],
         "full width": [
@@ -272,7 +272,7 @@ def _exponents(flops: list[float], optima: list[Optimum]) -> dict[str, float]:
     return {name: slope for name, slope in slopes.items() if slope is not None}
 
 
-def _slope(flops: list[float], values: "list[float] | list[float | None]") -> float | None:
+def _slope(flops: Sequence[float], values: Sequence[float | None]) -> float | None:
     """Slope over ln C; None unless every budget has a value."""
     known = [value for value in values if value is not None]
     if len(known) < len(flops):
