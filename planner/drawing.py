@@ -277,8 +277,13 @@ def key(figure: Figure, entries: Sequence[Any]) -> None:
 
 def clean(text: str) -> str:
     """Without what neither XML nor UTF-8 can hold: a run may have any name."""
-    readable = (char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    return "".join(readable).encode("utf-8", "replace").decode()
+    return "".join(map(_readable, text))
+
+
+def _readable(char: str) -> str:
+    if char.isprintable():
+        return char
+    return " " if char.isspace() else "\N{REPLACEMENT CHARACTER}"
 
 
 def short(text: str, most: int = 60) -> str:

@@ -27,7 +27,9 @@ from planner.report_verdict import Verdict
 from planner.results import versions
 
 REPORT_FILE = "report.html"
+LONG_SOURCE = 32
 TEMPLATE, STYLE_FILE, SCRIPT_FILE = "report.html.j2", "report.css", "report.js"
+_STANDS = {"good": "planned", "fair": "planned", "low": "planned, confidence low"}
 ACCOUNTING = {
     "exact": "as the table gives them, stated to be exact",
     "6nd": "C = 6ND (attention, embeddings and head cost nothing)",
@@ -80,6 +82,7 @@ def render_page(parts: Sequence[Part], command: str, date: str | None) -> str:
         loader=PackageLoader("planner", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_readable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -87,15 +90,26 @@ def render_page(parts: Sequence[Part], command: str, date: str | None) -> str:
     own = Path(__file__).parent
     return environment.get_template(TEMPLATE).render(
         parts=parts,
-        source=clean(parts[0].fit.sweep.source),
+        source=parts[0].fit.sweep.source,
+        title=_title(parts[0].fit.sweep.source),
         overview=_overview(parts),
-        command=clean(command),
+        command=command,
         date=date,
         versions=versions(),
         level=f"{LEVEL:.0%}",
         style=(own / STYLE_FILE).read_text(encoding="utf-8"),
         script=(own / SCRIPT_FILE).read_text(encoding="utf-8"),
     )
+
+
+def _readable(value: Any) -> Any:
+    """Of all that goes into the page: names may hold what a page must not."""
+    return value if hasattr(value, "__html__") or not isinstance(value, str) else clean(value)
+
+
+def _title(source: str) -> str:
+    """Of a long path its last part."""
+    return source if len(source) <= LONG_SOURCE else Path(source).name or source
 
 
 def _prose(text: str) -> Any:
@@ -107,22 +121,23 @@ def _code(text: str) -> Any:
     """Text, escaped, with what stands between backticks as code."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(clean(text)))))
 
 
 def _part(fit: Fit, plans: Sequence[Plan], place: int, parts: int) -> Part:
     slug = f"group{place:02d}-{_slug(fit.sweep.group)}" if parts > 1 else "fit"
     target = plans[0].target_flops if plans else None
+    verdicts = [report_verdict.verdict(fit, plan) for plan in plans]
     return Part(
         slug=slug,
         name=short(fit.sweep.group or fit.sweep.source),
         fit=fit,
         plans=plans,
-        verdicts=[report_verdict.verdict(fit, plan) for plan in plans],
+        verdicts=verdicts or [report_verdict.no_plan(fit)],
         next=report_next.what_next(fit, target),
         warnings=report_plan.warnings(fit, plans),
         facts=_facts(fit),
-        tables=_tables(fit, plans),
+        tables=_tables(fit, plans, [each.kind for each in verdicts]),
         texts=_texts(fit),
         figures=render_all(fit, plans, f"{slug}-"),
     )
@@ -133,7 +148,7 @@ def _slug(name: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name or "all").strip("-")[:40] or "unnamed"
 
 
-def _tables(fit: Fit, plans: Sequence[Plan]) -> dict[str, Table]:
+def _tables(fit: Fit, plans: Sequence[Plan], kinds: Sequence[str]) -> dict[str, Table]:
     tables = {
         "groups": report_tables.groups(fit),
         "runs": report_tables.runs(fit),
@@ -143,7 +158,7 @@ def _tables(fit: Fit, plans: Sequence[Plan]) -> dict[str, Table]:
         "exponents": report_tables.exponents(fit),
         "hyper_laws": report_tables.hyper_laws(fit),
         "forecasts": report_tables.forecasts(fit),
-        "targets": report_plan.targets(plans),
+        "targets": report_plan.targets(plans, [_STANDS.get(kind, kind) for kind in kinds]),
     }
     for place, plan in enumerate(plans):
         tables[f"numbers{place}"] = report_plan.numbers(plan)
@@ -239,7 +254,7 @@ def _overview(parts: Sequence[Part]) -> Table:
                 "–" if known is None else wording.interval(known, lambda value: f"{value:.3f}"),
                 "–" if plan is None else wording.scientific(plan.target_flops),
                 *(_planned(numbers, name) for name in ("params", "tokens", "loss")),
-                part.verdicts[0].kind if part.verdicts else "–",
+                part.verdicts[0].kind,
             )
         )
     head = ("group", "runs", "a", "90% interval", "target", "N*", "D*", "loss", "confidence")

@@ -67,14 +67,14 @@ def numbers(plan: Plan) -> Table:
     return Table(head, tuple(rows), frozenset({0, 2, 3, 4}))
 
 
-def targets(plans: Sequence[Plan]) -> Table:
-    """The plans side by side."""
+def targets(plans: Sequence[Plan], verdicts: Sequence[str]) -> Table:
+    """The plans side by side, each with its verdict."""
     names = list(dict.fromkeys(name for plan in plans for name in plan.numbers))
     rows: list[Row] = [("times the largest run", *(wording.plain(p.extrapolation) for p in plans))]
     for name in names:
         label, words = quantity(name)
         rows.append((label, *(_value(plan, name, words) for plan in plans)))
-    rows.append(("verdict", *(_stand(plan) for plan in plans)))
+    rows.append(("verdict", *verdicts))
     head = ("training FLOPs", *(wording.scientific(plan.target_flops) for plan in plans))
     return Table(head, tuple(rows))
 
@@ -86,12 +86,6 @@ def _value(plan: Plan, name: str, words: Callable[[float], str]) -> str:
     if estimate.low is None:
         return words(estimate.value)
     return f"{words(estimate.value)} ({wording.interval(estimate, words)})"
-
-
-def _stand(plan: Plan) -> str:
-    if plan.refused or not plan.numbers:
-        return "refused"
-    return "forced" if any(finding.refuses for finding in plan.findings) else "planned"
 
 
 def other_sizes(plan: Plan) -> Table:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner import wording
-from planner.drawing import clean
 from planner.estimators import SurfaceFit
 from planner.fit import Fit
 from planner.forecast import HoldOut
@@ -14,6 +13,7 @@ from planner.hyper import Group
 from planner.hyper_law import HyperLaw
 from planner.isoflop import ComputeLaws
 from planner.laws import Estimate, NotFitted
+from planner.runs import Stopped
 from planner.surface import CONSTANTS
 
 Row = tuple[str, ...]
@@ -77,7 +77,7 @@ def runs(fit: Fit) -> Table:
     rows = tuple(
         (
             str(run.row),
-            clean(run.run),
+            run.run,
             wording.count(run.params, 4),
             wording.count(run.tokens, 4),
             wording.scientific(run.flops, 4),
@@ -95,15 +95,14 @@ def runs(fit: Fit) -> Table:
 
 def left_out(fit: Fit) -> Table:
     """Rows that are not fitted: rejected ones with the reason, and runs that stopped."""
-    rows = [(str(each.row), "rejected", clean(each.reason)) for each in fit.sweep.rejections]
+    rows = [(str(each.row), "rejected", each.reason) for each in fit.sweep.rejections]
     rows += [(str(run.row), run.status, _stopped(run)) for run in fit.sweep.stopped]
     return Table(("row", "what", "why"), tuple(rows), frozenset({1, 2}))
 
 
-def _stopped(run: object) -> str:
-    lr, name = getattr(run, "lr", None), clean(str(getattr(run, "run", "")))
-    rate = "" if lr is None else f", learning rate {wording.scientific(lr)}"
-    return f"{name}{rate}"
+def _stopped(run: Stopped) -> str:
+    rate = "" if run.lr is None else f", learning rate {wording.scientific(run.lr)}"
+    return f"{run.run}{rate}"
 
 
 def constants(fit: Fit) -> Table:
@@ -209,14 +208,15 @@ def hyper_laws(fit: Fit) -> Table:
 
 
 def _law_cells(law: HyperLaw) -> Iterator[str]:
-    for estimate, words in (
-        (law.coefficient, wording.plain),
-        (law.params_exponent, _three),
-        (law.tokens_exponent, _three),
-    ):
-        known = estimate.low is not None
-        within = f" ({wording.interval(estimate, words)})" if known else ""
-        yield f"{words(estimate.value)}{within}"
+    yield _with_interval(law.coefficient, wording.plain)
+    for name in ("params", "tokens"):
+        has = name in law.law.variables
+        yield _with_interval(law.law.exponent(name), _three) if has else NONE
+
+
+def _with_interval(estimate: Estimate, words: Callable[[float], str]) -> str:
+    known = estimate.low is not None
+    return words(estimate.value) + (f" ({wording.interval(estimate, words)})" if known else "")
 
 
 def forecasts(fit: Fit) -> Table:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from planner import wording
 from planner.draft import SWEEP
+from planner.findings import Finding
 from planner.fit import Fit
 from planner.forecast import HoldOut
-from planner.laws import LEVEL, Estimate
+from planner.laws import LEVEL, Estimate, NotFitted
 from planner.plan import Plan
 from planner.report_plan import quantity
 from planner.tradeoff import Smaller
@@ -60,28 +61,52 @@ class Verdict:
 
 
 def verdict(fit: Fit, plan: Plan) -> Verdict:
-    """For one target."""
+    """For one target; what refuses the data themselves refuses every plan."""
     budget = f"{wording.scientific(plan.target_flops)} FLOPs"
-    refusals = tuple(finding.text for finding in plan.findings if finding.refuses)
-    if plan.refused or not plan.numbers:
-        kind, trust, title = "refused", "", f"No run can be planned for {budget}"
+    refusals = _refusals([*fit.findings, *plan.findings])
+    if not plan.numbers or (refusals and not plan.forced):
         lead = "The sweep does not carry a plan for this budget."
         if plan.numbers:
             lead += " What it does say is below; it is not to be relied on as it stands."
-    else:
-        kind, trust = confidence(fit, plan)
-        kind = "forced" if refusals else kind
-        title, lead = f"For {budget}: {_what(plan)}", _lead(plan)
+        return _refused(fit, f"No run can be planned for {budget}", lead, refusals, plan)
+    kind, trust = confidence(fit, plan)
     return Verdict(
-        kind=kind,
-        title=title,
-        lead=lead,
+        kind="forced" if refusals else kind,
+        title=f"For {budget}: {_what(plan)}",
+        lead=_lead(plan, refusals),
         trust=trust,
         tiles=tuple(_tiles(plan)),
         refusals=refusals,
         sure=tuple(_sure(fit, plan)),
-        said=tuple(_still_said(fit)) if kind == "refused" else (),
+        said=(),
     )
+
+
+def no_plan(fit: Fit) -> Verdict:
+    """Where the sweep says nothing of size, so that no run was planned at all."""
+    lead = "The sweep has no law of size or tokens."
+    if isinstance(fit.huber, NotFitted):
+        lead += f" {wording.sentence(f'no surface: {fit.huber.reason}')}"
+    return _refused(fit, "No run can be planned from this sweep", lead, _refusals(fit.findings))
+
+
+def _refused(
+    fit: Fit, title: str, lead: str, refusals: tuple[str, ...], plan: Plan | None = None
+) -> Verdict:
+    return Verdict(
+        kind="refused",
+        title=title,
+        lead=lead,
+        trust="",
+        tiles=() if plan is None else tuple(_tiles(plan)),
+        refusals=refusals,
+        sure=tuple(_sure(fit, plan)),
+        said=tuple(_still_said(fit)),
+    )
+
+
+def _refusals(findings: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(finding.text for finding in findings if finding.refuses))
 
 
 def confidence(fit: Fit, plan: Plan) -> tuple[str, str]:
@@ -141,9 +166,9 @@ def _size(plan: Plan) -> Estimate:
     return plan.numbers.get("block_params", plan.numbers["params"]).estimate
 
 
-def _lead(plan: Plan) -> str:
+def _lead(plan: Plan, refusals: Sequence[str]) -> str:
     parts = []
-    if plan.forced and any(finding.refuses for finding in plan.findings):
+    if refusals:
         parts.append("This was refused, and forced all the same: see why below.")
     if "params" in plan.numbers and "block_params" in plan.numbers:
         best = wording.count(plan.numbers["params"].estimate.value)
@@ -164,13 +189,13 @@ def _tiles(plan: Plan) -> Iterator[Tile]:
             yield Tile(label, words(estimate.value), note)
 
 
-def _sure(fit: Fit, plan: Plan) -> Iterator[tuple[str, str]]:
+def _sure(fit: Fit, plan: Plan | None) -> Iterator[tuple[str, str]]:
     """What the intervals come from, and what was tried to prove them wrong; title and text."""
-    if "params" in plan.numbers:
+    if plan is not None and "params" in plan.numbers:
         yield "The size", _of_size(plan.numbers["params"].estimate)
-    if "loss" in plan.numbers:
+    if plan is not None and "loss" in plan.numbers:
         yield "The loss", _of_loss(plan.numbers["loss"].estimate)
-    other_sizes = _of_other_sizes(plan)
+    other_sizes = "" if plan is None else _of_other_sizes(plan)
     if other_sizes:
         yield "If the size is wrong", other_sizes
     regret = fit.hyper.regret
