@@ -1,7 +1,7 @@
 """Does one smooth curve pass through the rows, or two? By least absolute deviations.
 
 Both searches assign rows to a lower and an upper curve, fit, and reassign until nothing moves, from
-several starts: rows above a quantile of the residuals, or of the values themselves.
+several starts: the rows above a quantile of the residuals from one curve.
 """
 
 from collections.abc import Iterator
@@ -102,10 +102,9 @@ def _follow_curves(X: Floats, y: Floats, upper: Mask) -> Mixture | None:
 
 def _starts(X: Floats, y: Floats) -> Iterator[Mask]:
     residuals = y - X @ robust_fit(X, y)
-    for values in (residuals, y):
-        for quantile in _QUANTILES:
-            yield values > np.quantile(values, quantile)
-        yield values > (values.min() + values.max()) / 2
+    for quantile in _QUANTILES:
+        yield residuals > np.quantile(residuals, quantile)
+    yield residuals > (residuals.min() + residuals.max()) / 2
 
 
 def _balanced(upper: Mask) -> bool:

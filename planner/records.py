@@ -150,7 +150,6 @@ def _sweep(
     faults: Sequence[Rejection],
     group: str | None,
 ) -> Sweep:
-    place = table.place if group is None else f"{table.place} [{spec.group}={group}]"
     built = [build(row, reading) for row in rows]
     if reading.native:
         built = _first_finished(built)
@@ -158,7 +157,9 @@ def _sweep(
     runs = tuple(item for item in distinct if isinstance(item, Run))
     stopped = tuple(item for item in distinct if isinstance(item, Stopped))
     rejected = [*faults, *(item for item in distinct if isinstance(item, Rejection))]
-    _check_usable(place, runs, stopped, rejected)
+    place = table.place if group is None else f"{table.place} [{spec.group}={group}]"
+    way_out = "" if group is None else f"; leave the group out with --where {spec.group}!={group}"
+    _check_usable(place, runs, stopped, rejected, way_out)
     cells = {row.number: row.cells for row in rows}
     used = [cells[run.row] for run in runs]
     for column, why in _UNIFORM.items():
@@ -176,7 +177,7 @@ def _sweep(
         accounting=accounting,
         noise=spec.noise,
         findings=(
-            *_read_findings(spec, reading, rows, group),
+            *_read_findings(spec, reading, rows),
             *_copies_finding(built, distinct),
             *check(runs, stopped, accounting),
         ),
@@ -240,9 +241,7 @@ def _copies_finding(built: Sequence[Built], distinct: Sequence[Built]) -> list[F
     ]
 
 
-def _read_findings(
-    spec: Spec, reading: Reading, rows: Sequence[Row], group: str | None
-) -> list[Finding]:
+def _read_findings(spec: Spec, reading: Reading, rows: Sequence[Row]) -> list[Finding]:
     """What the reading itself had to assume or change."""
     found: list[Finding] = []
     if reading.derived and spec.accounting.flops is None:
@@ -268,7 +267,7 @@ def _read_findings(
             )
         )
     labels = {as_text(row.cells.get("group")) for row in rows}
-    if group is None and len(labels) > 1:
+    if len(labels) > 1:
         found.append(
             Finding(
                 "groups_together",
@@ -288,15 +287,16 @@ def _check_usable(
     runs: Sequence[Run],
     stopped: Sequence[Stopped],
     rejected: Sequence[Rejection],
+    way_out: str,
 ) -> None:
     if runs:
         return
-    counted = Counter(run.status for run in stopped)
-    parts = [f"{count} {status}" for status, count in sorted(counted.items())]
+    statuses = Counter(run.status for run in stopped)
+    parts = [f"{count} {status}" for status, count in sorted(statuses.items())]
     if rejected:
         first = rejected[0]
         parts.append(f"{len(rejected)} rejected, the first: row {first.row}: {first.reason}")
-    raise InputError(f"{place}: no finished run with a loss ({'; '.join(parts)})")
+    raise InputError(f"{place}: no finished run with a loss ({', '.join(parts)}){way_out}")
 
 
 def _check_uniform(place: str, used: Sequence[Mapping[str, Any]], column: str, why: str) -> None:

@@ -20,7 +20,8 @@ EXACT_LEVEL_LIMIT = 100.0  # where FLOPs are said to be exact
 FLAT_LIMIT = 1.5  # of a C / 6ND that does not vary with N, as attention and embeddings do
 SHOWN_LIMIT = 1.2  # a smooth trend below is not worth a word
 
-_FLAT = math.log(1.2)
+_TREND_SIZES = 6
+_FLAT = math.log(1.1)
 _FLAT_RANGE = 4.0  # over at least this range of N
 _FLAT_SIZES = 4  # and so many sizes
 _CURVES_APART = 0.15  # in ln(C / 6ND), between two ways to count N
@@ -28,7 +29,7 @@ _CURVES_CLEAR = 4.0  # times the distance of most rows from their curve
 _TWO_BETTER = 4.0  # times nearer to the rows than one curve
 _ROWS_SPARE = 3  # on either curve, beyond those that fix it
 _SMOOTH = 0.03  # no two curves where 95% of the rows are as near to one
-_INTERLEAVED = 3  # changes of curve along N; fewer could be a change of architecture
+_INTERLEAVED = 5  # changes of curve along N; fewer could be a change of architecture
 
 
 def params_definition(runs: Sequence[Run], accounting: Accounting) -> list[Finding]:
@@ -118,7 +119,7 @@ def flops_agree(runs: Sequence[Run], accounting: Accounting) -> list[Finding]:
     N, ratios = _ratios(runs)
     if accounting.flops == "6nd":
         return _off_rows(runs, ratios, math.log1p(FLOPS_TOLERANCE), "6ND, the stated accounting")
-    X = _trend_terms(N)
+    X = _trend_terms(N) if len(np.unique(N)) >= _TREND_SIZES else _each_size(N)
     trend = X @ robust_fit(X, ratios)
     rows = _off_rows(
         runs, ratios - trend, math.log1p(TREND_TOLERANCE), "the trend of flops / 6ND over params"
@@ -174,6 +175,11 @@ def _ratios(runs: Sequence[Run]) -> tuple[Floats, Floats]:
     """N and ln(C / 6ND) of each run."""
     N = np.array([run.params for run in runs])
     return N, np.log([run.flops / (6 * run.params * run.tokens) for run in runs])
+
+
+def _each_size(N: Floats) -> Floats:
+    """A level for every size: too few to tell a bent trend from a row that is off."""
+    return np.asarray(N[:, None] == np.unique(N), np.float64)
 
 
 def _trend_terms(N: Floats) -> Floats:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
-from planner.runs import Rejection
+from planner.runs import Rejection, counted
 
 MLFLOW = "mlflow:"
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
@@ -201,7 +201,8 @@ def _csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _csv_row(header: list[str], cells: list[str], number: int) -> Row | Rejection:
     if len(cells) != len(header):
-        return Rejection(number, f"{len(cells)} cells where the header has {len(header)} columns")
+        wanted = counted(len(header), "column")
+        return Rejection(number, f"{counted(len(cells), 'cell')} where the header has {wanted}")
     return Row(number, {name: cell(value) for name, value in zip(header, cells, strict=True)})
 
 

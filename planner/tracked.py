@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
 ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}
 _RUNS_A_PAGE = 1000
 _ENVIRONMENT = {  # MLflow's settings in this process, unless the user has set them
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # only read here
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 hold one call for four minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
 
@@ -38,12 +41,13 @@ def read_experiment(text: str) -> Table:
     place = _without_password(f"{MLFLOW}{text}")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    from mlflow.exceptions import MlflowException
-
     try:
         tracked = _runs(_client(uri, place), name, place)
-    except MlflowException as error:
-        raise InputError(f"{place}: MLflow says: {_without_password(str(error))}") from None
+    except InputError:
+        raise
+    except Exception as error:  # each of MLflow's stores raises errors of its own libraries
+        said = _without_password(str(error)).strip().partition("\n")[0]
+        raise InputError(f"{place}: cannot be read: {type(error).__name__}: {said}") from None
     parsed = [_row(run, number) for number, run in enumerate(tracked, start=1)]
     listed = [item.cells if isinstance(item, Row) else item.reason for item in parsed]
     sha256 = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
@@ -64,15 +68,31 @@ def _check_exists(uri: str, place: str) -> None:
     if parts.scheme.startswith("sqlite"):
         # sqlite:///a is relative, sqlite:////a is absolute.
         store = Path(unquote(parts.path).removeprefix("/"))
+        _check_database(store, place)
     elif parts.scheme in ("", "file"):
         store = Path(unquote(parts.path))
     else:
         return
     if uri != "databricks" and not store.exists():
-        raise InputError(
-            f"{place}: MLflow has no store at {store}; name it as {MLFLOW}EXPERIMENT@TRACKING_URI "
-            "or set MLFLOW_TRACKING_URI"
-        )
+        raise _no_store(store, place)
+
+
+def _check_database(path: Path, place: str) -> None:
+    """MLflow would try for minutes, or make its tables in a database of something else."""
+    if not path.is_file():
+        raise _no_store(path, place)
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("SELECT experiment_id FROM experiments LIMIT 1")
+    except sqlite3.Error as error:
+        raise InputError(f"{place}: {path} is no database of MLflow: {error}") from None
+
+
+def _no_store(path: Path, place: str) -> InputError:
+    return InputError(
+        f"{place}: MLflow has no store at {path}; name it as {MLFLOW}EXPERIMENT@TRACKING_URI "
+        "or set MLFLOW_TRACKING_URI"
+    )
 
 
 def _runs(client: "MlflowClient", name: str, place: str) -> list["TrackedRun"]:

@@ -23,8 +23,8 @@ BATCH_GAP = 8.0  # between the largest in samples and the smallest in tokens
 PASSES = 8.0  # tokens per (batch x steps); 1 where the batch is in tokens
 
 _LEAST_ROWS = 20
-_MOST_BETWEEN = 0.3  # rows halfway between two levels, per row of the smaller one
-_TWO_BETTER = 2.5  # times nearer to the rows than one level
+_MOST_BETWEEN = 0.25  # rows halfway between two levels, per row of the smaller one
+_TWO_BETTER = 3.0  # times nearer to the rows than one level
 _STEP = math.log(BITS_PER_NAT)
 
 
