@@ -25,13 +25,13 @@ from typing import Any
 import click
 import numpy as np
 
-from planner.fit import FitOptions, fit_sweep
-from planner.laws import Estimate, NotFitted
-from planner.plan import make_plan
-from planner.prior import KLING
-from planner.records import Sweep
-from planner.runs import Accounting, Run
-from planner.surface import Surface
+from planner.designing.prior import KLING
+from planner.fitting.fit import FitOptions, fit_sweep
+from planner.fitting.laws import Estimate, NotFitted
+from planner.fitting.surface import Surface
+from planner.planning.plan import make_plan
+from planner.reading.records import Sweep
+from planner.reading.runs import Accounting, Run
 
 TARGET_FLOPS = 1e22
 BUDGETS_FLOPS = (3e17, 6e17, 1e18, 3e18, 6e18)

@@ -24,15 +24,15 @@ from typing import Any
 
 import click
 import numpy as np
-from planner.report import write_report
 
-from planner.cost import targets
-from planner.estimators import SurfaceFit, fit_huber, fit_varpro
-from planner.fit import FitOptions, fit_sweep, points_of
-from planner.hyper import groups
-from planner.plan import make_plan
-from planner.records import Sweep, read_sweeps
-from planner.spec import ReadOptions
+from planner.fitting.estimators import SurfaceFit, fit_huber, fit_varpro
+from planner.fitting.fit import FitOptions, fit_sweep, points_of
+from planner.fitting.hyper import groups
+from planner.planning.cost import targets
+from planner.planning.plan import make_plan
+from planner.reading.records import Sweep, read_sweeps
+from planner.reading.spec import ReadOptions
+from planner.showing.report import write_report
 
 CHINCHILLA = ReadOptions(
     maps=("params=Model Size", "flops=Training FLOP", "loss=loss"), where=("loss<3.44",)

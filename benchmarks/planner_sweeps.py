@@ -17,13 +17,13 @@ from collections import Counter
 
 import click
 
-from planner.estimators import SurfaceFit
-from planner.fit import Fit, FitOptions, fit_sweep
-from planner.forecast import HoldOut
-from planner.hyper import Edge
-from planner.laws import NotFitted
-from planner.records import read_sweeps
-from planner.spec import ReadOptions
+from planner.fitting.estimators import SurfaceFit
+from planner.fitting.fit import Fit, FitOptions, fit_sweep
+from planner.fitting.forecast import HoldOut
+from planner.fitting.hyper import Edge
+from planner.fitting.laws import NotFitted
+from planner.reading.records import read_sweeps
+from planner.reading.spec import ReadOptions
 
 TABLES = {
     "Chinchilla, 240 runs": (

@@ -72,9 +72,9 @@ def report(path: str, **options: Any) -> None:
 
 
 def _run(path: str, options: dict[str, Any], with_report: bool) -> None:
-    from planner.cost import hardware_of
+    from planner.planning.cost import hardware_of
+    from planner.reading.spec import ReadOptions
     from planner.session import Request, run
-    from planner.spec import ReadOptions
 
     gpus = ("peak_tflops", "utilisation", "price_per_gpu_hour", "gpus")
     if options["days"] is not None and options["gpus"] is None:

@@ -161,7 +161,7 @@ def design(context: click.Context, path: str | None, as_json: bool, **options: A
     told = _before(options) if path is None else _after(path, options)
     click.echo(told.text, err=as_json)
     if as_json:
-        from planner.results import to_json
+        from planner.showing.results import to_json
 
         click.echo(to_json(told.document), nl=False)
 
@@ -192,12 +192,12 @@ def _check_mode(context: click.Context, path: str | None) -> None:
 
 
 def _before(options: dict[str, Any]) -> Told:
-    from planner.advice import Wish, advise
-    from planner.design import Tuning
-    from planner.design_results import design_document
-    from planner.design_runs import base_of, commands, sweep_name
-    from planner.design_text import design_text
-    from planner.prior import read_prior
+    from planner.designing.advice import Wish, advise
+    from planner.designing.design import Tuning
+    from planner.designing.design_results import design_document
+    from planner.designing.design_runs import base_of, commands, sweep_name
+    from planner.designing.design_text import design_text
+    from planner.designing.prior import read_prior
 
     spec: Path | None = options["spec"]
     base = None if spec is None else base_of(spec)
@@ -221,13 +221,13 @@ def _before(options: dict[str, Any]) -> Told:
 
 
 def _after(path: str, options: dict[str, Any]) -> Told:
-    from planner.design_results import next_document
-    from planner.design_text import next_text
-    from planner.fit import FitOptions, fit_sweep
-    from planner.next_advice import NextWish, advise_next
-    from planner.next_runs import Per
-    from planner.records import read_sweeps
-    from planner.spec import ReadOptions
+    from planner.designing.design_results import next_document
+    from planner.designing.design_text import next_text
+    from planner.designing.next_advice import NextWish, advise_next
+    from planner.designing.next_runs import Per
+    from planner.fitting.fit import FitOptions, fit_sweep
+    from planner.reading.records import read_sweeps
+    from planner.reading.spec import ReadOptions
 
     read = ReadOptions(*(options[name] for name in ("maps", "where", "group", "spec")))
     sweeps = read_sweeps(path, read)

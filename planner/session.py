@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.cost import Hardware, targets
 from planner.files import write_bytes
-from planner.fit import Fit, FitOptions, fit_sweep
-from planner.plan import Plan, make_plan
-from planner.plan_file import write_plan
-from planner.records import Sweep, read_sweeps
-from planner.results import document, to_json
-from planner.spec import ReadOptions
-from planner.tables import summary
+from planner.fitting.fit import Fit, FitOptions, fit_sweep
+from planner.planning.cost import Hardware, targets
+from planner.planning.plan import Plan, make_plan
+from planner.planning.plan_file import write_plan
+from planner.reading.records import Sweep, read_sweeps
+from planner.reading.spec import ReadOptions
+from planner.showing.results import document, to_json
+from planner.showing.tables import summary
 
 SCHEMA_VERSION = 2
 LAWS_FILE, PLAN_FILE = "laws.json", "plan.toml"
@@ -54,7 +54,7 @@ def run(request: Request, with_report: bool) -> Outcome:
     json = to_json(whole)
     written = _write(fits, json, folder)
     if with_report:
-        from planner.report import write_report
+        from planner.showing.report import write_report
 
         written += write_report(fits, folder, request.command)
     told = "\n\n".join(summary(fit, plans) for fit, plans in fits)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from planner.laws import Estimate
+from planner.fitting.laws import Estimate
 
 SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 SMALL = 0.01  # below it, and from LARGE on, plain decimals are hard to read

@@ -34,11 +34,14 @@ BELOW["recipes"] = BELOW["train"] | {"train"}
 BELOW["cluster"] = BELOW["train"] | {"train"}
 JOBS = set(BELOW) | {"__version__"}
 
+# The planner's stages, in the order that data pass them; each imports those before it.
+STAGES = ("reading", "fitting", "planning", "designing", "showing")
+
 # Who alone may import a package, by the beginning of its path.
 MEASURED = ("tests/", "benchmarks/")
 OWNERS: dict[str, tuple[str, ...]] = {
     "ray": ("platform/scalewright/cluster/", *MEASURED),
-    "mlflow": ("platform/scalewright/mlflow_store.py", "planner/records.py", *MEASURED),
+    "mlflow": ("platform/scalewright/mlflow_store.py", "planner/reading/tracked.py", *MEASURED),
     "torch": ("platform/", "jobs/", *MEASURED),
     "planner": ("planner/", "jobs/", "platform/scalewright/cluster/launch.py", *MEASURED),
     "torchvision": (),  # mup asks for it; its CUDA build cannot be imported beside a CPU torch
@@ -155,6 +158,8 @@ def upward_imports(root: Path) -> list[str]:
 def _downward(found: Import) -> bool:
     if found.name.startswith("."):
         return False
+    if found.inside("planner") and found.file.startswith("planner/"):
+        return _next_stage(found)
     if not found.inside("scalewright"):
         return True
     folder, *inside = found.file.removesuffix(".py").split("/")
@@ -165,6 +170,14 @@ def _downward(found: Import) -> bool:
         return target in JOBS
     part = inside[1]
     return target in BELOW.get(part, set()) | {part, "__version__"}
+
+
+def _next_stage(found: Import) -> bool:
+    """Within the planner: only what the same or an earlier stage holds."""
+    stage, target = found.file.split("/")[1], [*found.name.split("."), ""][1]
+    if stage not in STAGES:
+        return True
+    return target not in STAGES or STAGES.index(target) <= STAGES.index(stage)
 
 
 def unknown_parts(root: Path) -> list[str]:

@@ -72,7 +72,7 @@ def steps_for_budget(inputs: Inputs, budget_flops: float) -> tuple[int, int]:
 
 
 def run_trial(base: RunConfig, trial: Trial, data: Path) -> dict[str, Any]:
-    """Train one cell in this process and return its record (schema in planner/records.py).
+    """Train one cell in this process and return its record (columns in planner/reading/rows.py).
 
     `base.optimizer.warmup_steps / base.steps` is the share of steps that warms up.
     """

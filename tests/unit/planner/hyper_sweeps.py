@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.records import Accounting, Run, Stopped, Sweep
+from planner.reading.records import Accounting, Run, Stopped, Sweep
 
 RATES = tuple(5e-4 * 2.0**power for power in range(6))
 BATCHES = tuple(2.5e4 * 2.0**power for power in range(6))

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from planner.design import (
+from planner.designing.design import (
     Problem,
     Tuning,
 )
-from planner.frontier import six_nd
-from planner.prior import KLING
-from planner.surface import Points
+from planner.designing.prior import KLING
+from planner.fitting.frontier import six_nd
+from planner.fitting.surface import Points
 
 FIVE, SIX = (3e17, 6e17, 1e18, 3e18, 6e18), (1e17, 3e17, 1e18, 3e18, 1e19, 3e19)
 TARGET = 1e22

@@ -16,10 +16,10 @@ from unit.planner.synthetic import (
     sweep_of,
 )
 
-from planner.fit import Fit, FitOptions, fit_sweep
-from planner.group_law import GroupLaw
-from planner.hyper_law import HyperLaw
-from planner.plan import Plan
+from planner.fitting.fit import Fit, FitOptions, fit_sweep
+from planner.fitting.group_law import GroupLaw
+from planner.fitting.hyper_law import HyperLaw
+from planner.planning.plan import Plan
 from scalewright.model.shape import ModelConfig
 
 TRUTH = Truth(noise=5e-4)

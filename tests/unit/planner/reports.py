@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from planner.findings import Finding
-from planner.fit import Fit, FitOptions, fit_sweep
-from planner.plan import Plan, make_plan
-from planner.records import Accounting, Rejection, Run, Stopped, Sweep
-from planner.report import write_report
-from planner.surface import Surface
+from planner.fitting.fit import Fit, FitOptions, fit_sweep
+from planner.fitting.surface import Surface
+from planner.planning.plan import Plan, make_plan
+from planner.reading.records import Accounting, Rejection, Run, Stopped, Sweep
+from planner.showing.report import write_report
 
 TRUTH = Surface(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 BUDGETS = (1e18, 5e18, 2e19, 1e20)

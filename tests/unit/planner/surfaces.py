@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.estimators import SurfaceFit, fit_huber
-from planner.fit import points_of
-from planner.hyper import groups
-from planner.records import Accounting, Run, Sweep, read_sweeps
-from planner.spec import ReadOptions
-from planner.surface import Floats, Points, Surface
+from planner.fitting.estimators import SurfaceFit, fit_huber
+from planner.fitting.fit import points_of
+from planner.fitting.hyper import groups
+from planner.fitting.surface import Floats, Points, Surface
+from planner.reading.records import Accounting, Run, Sweep, read_sweeps
+from planner.reading.spec import ReadOptions
 
 KLING = Surface(E=0.4856, A=0.0082 * 1e9**0.3188, B=0.0373 * 1e9**0.2917, alpha=0.3188, beta=0.2917)
 CHINCHILLA = Surface(E=1.8172, A=477.8, B=2143.0, alpha=0.3473, beta=0.3672)

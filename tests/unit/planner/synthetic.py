@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from planner.bands import Resamples
-from planner.records import Accounting, Run, Stopped, Sweep
-from planner.surface import Surface, Surfaces
+from planner.fitting.bands import Resamples
+from planner.fitting.surface import Surface, Surfaces
+from planner.reading.records import Accounting, Run, Stopped, Sweep
 from scalewright.model.shape import ClipTokens, ModelConfig, block_parameters, train_flops
 
 CLIPS = ((ClipTokens(64, 8), 700), (ClipTokens(320, 12), 300))

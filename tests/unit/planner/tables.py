@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from planner.records import Sweep, read_sweeps
-from planner.spec import ReadOptions
+from planner.reading.records import Sweep, read_sweeps
+from planner.reading.spec import ReadOptions
 
 Cells = Mapping[str, Any]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from unit.planner.surfaces import KLING, fitted, isoflop_points, published_points
 
-from planner.bands import (
+from planner.fitting.bands import (
     Spread,
     band,
     cluster_weights,
@@ -13,9 +13,9 @@ from planner.bands import (
     spread_of,
     unexplained,
 )
-from planner.estimators import SurfaceFit, fit_varpro
-from planner.isoflop import budget_masks
-from planner.surface import Points, Surfaces
+from planner.fitting.estimators import SurfaceFit, fit_varpro
+from planner.fitting.isoflop import budget_masks
+from planner.fitting.surface import Points, Surfaces
 
 
 def resampled(made: Points, count: int = 200, seed: int = 0):  # type: ignore[no-untyped-def]

@@ -19,10 +19,10 @@ from unit.planner.synthetic import (
     sweep_of,
 )
 
-from planner.base import Base, check_flops, frontier_of, read_base
 from planner.errors import InputError
-from planner.runs import Accounting
-from planner.surface import Points
+from planner.fitting.base import Base, check_flops, frontier_of, read_base
+from planner.fitting.surface import Points
+from planner.reading.runs import Accounting
 from scalewright.model.shape import ClipTokens, block_parameters, train_flops
 
 ROWS = platform_sweep(Truth(), budgets=(1e10, 1e11), lrs=(2e-3, 4e-3))

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.planner.tables import published
 
-from planner.checks import check
 from planner.findings import Finding
-from planner.records import Accounting, Run, Stopped, Sweep
+from planner.reading.checks import check
+from planner.reading.records import Accounting, Run, Stopped, Sweep
 
 UNSTATED = Accounting()
 BUDGETS = (3e17, 6e17, 1e18, 3e18, 6e18)

@@ -303,7 +303,7 @@ def test_an_interruption_exits_with_130(planner: Any, monkeypatch: pytest.Monkey
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("planner.records.read_sweeps", interrupted)
+    monkeypatch.setattr("planner.reading.records.read_sweeps", interrupted)
     monkeypatch.setattr("planner.session.read_sweeps", interrupted)
     done = planner("fit", ".")
     assert done.returncode == 130

@@ -14,7 +14,7 @@ import pytest
 from unit.planner.kling import FIVE, kling_sweep
 
 from planner.cli import main
-from planner.prior import KLING
+from planner.designing.prior import KLING
 
 ROOT = Path(__file__).parents[3]
 SPEC = ROOT / "sweeps/demo/sweep.toml"

@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.planner.synthetic import Truth, platform_sweep, settings, sweep_of
 
-from planner.base import Base, read_base
-from planner.cost import HARDWARE, Hardware, hardware_of, memory_per_gpu, targets
 from planner.errors import InputError
+from planner.fitting.base import Base, read_base
+from planner.planning.cost import HARDWARE, Hardware, hardware_of, memory_per_gpu, targets
 from scalewright.model.shape import memory_estimate
 
 

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.planner.kling import FIVE, SIX, TARGET, kling_runs, made_points, problem
 
-from planner.advice import Advice, Wish, advise
-from planner.comparison import at_fixed_ratio, compare
-from planner.descent import LOG_HUBER, descend
-from planner.design import (
+from planner.designing.advice import Advice, Wish, advise
+from planner.designing.comparison import at_fixed_ratio, compare
+from planner.designing.design import (
     Catalogue,
     Design,
     Shape,
@@ -25,11 +24,8 @@ from planner.design import (
     offer,
     shapes,
 )
-from planner.design_runs import base_of, commands, sweep_name
-from planner.distrust import MAX_EXTRAPOLATION
-from planner.estimators import centred, fit_huber
-from planner.frontier import Frontier, six_nd
-from planner.information import (
+from planner.designing.design_runs import base_of, commands, sweep_name
+from planner.designing.information import (
     aim,
     centred_surfaces,
     gradients,
@@ -39,9 +35,13 @@ from planner.information import (
     tokens_follow_params,
     unit_sd,
 )
-from planner.prior import KLING
-from planner.simulation import simulate
-from planner.surface import Surfaces
+from planner.designing.prior import KLING
+from planner.designing.simulation import simulate
+from planner.fitting.descent import LOG_HUBER, descend
+from planner.fitting.estimators import centred, fit_huber
+from planner.fitting.frontier import Frontier, six_nd
+from planner.fitting.surface import Surfaces
+from planner.planning.distrust import MAX_EXTRAPOLATION
 
 ROOT = Path(__file__).parents[3]
 SPEC = ROOT / "sweeps/demo/sweep.toml"

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from unit.planner.plans import TRUTH, codes, foreign_fit, native_fit, rows_of_platform, value
 
-from planner.fit import Fit
-from planner.isoflop import ComputeLaws, IsoFlop
-from planner.laws import NotFitted, power_law
-from planner.plan import make_plan
-from planner.surface import Surfaces
+from planner.fitting.fit import Fit
+from planner.fitting.isoflop import ComputeLaws, IsoFlop
+from planner.fitting.laws import NotFitted, power_law
+from planner.fitting.surface import Surfaces
+from planner.planning.plan import make_plan
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,17 @@ from unit.planner.surfaces import (
     published_points,
 )
 
-from planner.descent import LEAST_SQUARES, LOG_HUBER, descend
-from planner.estimators import SurfaceFit, centred, fit_huber, fit_varpro, non_negative, refit
-from planner.laws import NotFitted
-from planner.surface import CONSTANTS, Points, Surface
+from planner.fitting.descent import LEAST_SQUARES, LOG_HUBER, descend
+from planner.fitting.estimators import (
+    SurfaceFit,
+    centred,
+    fit_huber,
+    fit_varpro,
+    non_negative,
+    refit,
+)
+from planner.fitting.laws import NotFitted
+from planner.fitting.surface import CONSTANTS, Points, Surface
 
 WITHOUT_THE_FIVE_HIGHEST = ("loss<3.44",)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from unit.planner import reports
 
-from planner import figures
-from planner.drawing import around, clean, log_ticks
-from planner.figures_hyper import MOST_MAPS, on_maps
+from planner.showing import figures
+from planner.showing.drawing import around, clean, log_ticks
+from planner.showing.figures_hyper import MOST_MAPS, on_maps
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from unit.planner.surfaces import CHINCHILLA, KLING, fitted, isoflop_points, published_points
 
-from planner.forecast import ISOFLOP, SURFACE, HoldOut, hold_out
-from planner.frontier import six_nd
-from planner.isoflop import fit_isoflop
-from planner.laws import NotFitted
-from planner.surface import Points
+from planner.fitting.forecast import ISOFLOP, SURFACE, HoldOut, hold_out
+from planner.fitting.frontier import six_nd
+from planner.fitting.isoflop import fit_isoflop
+from planner.fitting.laws import NotFitted
+from planner.fitting.surface import Points
 
 
 def held_out(made: Points) -> HoldOut:

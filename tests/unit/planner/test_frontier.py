@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.planner.surfaces import ASYMMETRIC, CHINCHILLA, KLING
 
-from planner.frontier import Frontier, six_nd
-from planner.surface import Surface, Surfaces
+from planner.fitting.frontier import Frontier, six_nd
+from planner.fitting.surface import Surface, Surfaces
 
 
 def stacked(*surfaces: Surface) -> Surfaces:

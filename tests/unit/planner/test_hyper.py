@@ -22,10 +22,10 @@ from unit.planner.hyper_sweeps import (
     sweep_of,
 )
 
-from planner.grid import BATCH, LR
-from planner.hyper import Edge, Group, groups
-from planner.quadratic import NoQuadratic, Quadratic, fit_quadratic
-from planner.records import Run, Stopped
+from planner.fitting.grid import BATCH, LR
+from planner.fitting.hyper import Edge, Group, groups
+from planner.fitting.quadratic import NoQuadratic, Quadratic, fit_quadratic
+from planner.reading.records import Run, Stopped
 
 STEP = 2.0
 

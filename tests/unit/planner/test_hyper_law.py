@@ -20,12 +20,12 @@ from unit.planner.hyper_sweeps import (
     sweep_of,
 )
 
-from planner.grid import BATCH, LR
-from planner.group_law import GroupLaw, fit_group_law
-from planner.hyper import Group, groups
-from planner.hyper_law import HyperLaw, HyperLaws, fit_hyper_laws
-from planner.laws import NotFitted
-from planner.records import Sweep
+from planner.fitting.grid import BATCH, LR
+from planner.fitting.group_law import GroupLaw, fit_group_law
+from planner.fitting.hyper import Group, groups
+from planner.fitting.hyper_law import HyperLaw, HyperLaws, fit_hyper_laws
+from planner.fitting.laws import NotFitted
+from planner.reading.records import Sweep
 
 
 def laws_of(sweep: Sweep, resamples: int = 200) -> HyperLaws:

@@ -13,10 +13,10 @@ from unit.planner.surfaces import (
     published_points,
 )
 
-from planner.frontier import Frontier, six_nd
-from planner.isoflop import ComputeLaws, IsoFlop, budget_masks, fit_isoflop
-from planner.laws import FloorLaw, NotFitted
-from planner.surface import Points, Surface
+from planner.fitting.frontier import Frontier, six_nd
+from planner.fitting.isoflop import ComputeLaws, IsoFlop, budget_masks, fit_isoflop
+from planner.fitting.laws import FloorLaw, NotFitted
+from planner.fitting.surface import Points, Surface
 
 PORIAN = {  # published exponents of N*, arXiv 2406.19146
     "rw_base_long_kaplan_kaplan_train": 0.834,

@@ -19,8 +19,8 @@ from unit.planner.surfaces import (
 )
 
 from planner.findings import Finding
-from planner.fit import Fit, FitOptions, fit_sweep
-from planner.records import Sweep
+from planner.fitting.fit import Fit, FitOptions, fit_sweep
+from planner.reading.records import Sweep
 
 QUICK = FitOptions(resamples=0)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import stdtrit
 
-from planner.laws import (
+from planner.fitting.laws import (
     LEVEL,
     FloorLaw,
     NotFitted,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.minimum import Verdict, find_minimum, fit_parabola, pooled_noise
+from planner.fitting.minimum import Verdict, find_minimum, fit_parabola, pooled_noise
 
 GRID = [2.0**power for power in range(-3, 4)]
 

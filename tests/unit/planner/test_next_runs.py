@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.planner.kling import FIVE, TARGET, kling_runs, made_points
 
-from planner.frontier import six_nd
-from planner.information import (
+from planner.designing.information import (
     aim,
     centred_surfaces,
     gradients,
@@ -18,9 +17,17 @@ from planner.information import (
     inverse,
     unit_sd,
 )
-from planner.next_runs import Candidates, NextRuns, Per, candidate_runs, next_runs, updated
-from planner.prior import KLING
-from planner.surface import Points, Surfaces
+from planner.designing.next_runs import (
+    Candidates,
+    NextRuns,
+    Per,
+    candidate_runs,
+    next_runs,
+    updated,
+)
+from planner.designing.prior import KLING
+from planner.fitting.frontier import six_nd
+from planner.fitting.surface import Points, Surfaces
 
 FRONTIER = six_nd(1e4, 1e14)
 

@@ -16,12 +16,12 @@ from unit.planner.plans import (
 )
 from unit.planner.synthetic import flops_per_token, model_config, settings, simple_sweep
 
-from planner.cost import Hardware
-from planner.fit import Fit
-from planner.isoflop import ComputeLaws
-from planner.laws import NotFitted
-from planner.plan import make_plan
-from planner.target import best_size, loss_at
+from planner.fitting.fit import Fit
+from planner.fitting.isoflop import ComputeLaws
+from planner.fitting.laws import NotFitted
+from planner.planning.cost import Hardware
+from planner.planning.plan import make_plan
+from planner.planning.target import best_size, loss_at
 from scalewright.model.shape import block_parameters, memory_estimate
 
 

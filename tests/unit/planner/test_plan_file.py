@@ -8,11 +8,11 @@ import pytest
 from unit.planner.plans import LRS, foreign_fit, native_fit
 from unit.planner.synthetic import Truth, platform_sweep, settings, sweep_of
 
-from planner.fit import Fit, FitOptions, fit_sweep
-from planner.isoflop import ComputeLaws, IsoFlop
-from planner.laws import NotFitted, power_law
-from planner.plan import Plan, make_plan
-from planner.plan_file import plan_document, plan_tables, write_plan
+from planner.fitting.fit import Fit, FitOptions, fit_sweep
+from planner.fitting.isoflop import ComputeLaws, IsoFlop
+from planner.fitting.laws import NotFitted, power_law
+from planner.planning.plan import Plan, make_plan
+from planner.planning.plan_file import plan_document, plan_tables, write_plan
 from scalewright.model.shape import block_parameters
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from planner.designing.prior import CHINCHILLA, KLING, read_prior
 from planner.errors import InputError
-from planner.prior import CHINCHILLA, KLING, read_prior
-from planner.surface import Surface
+from planner.fitting.surface import Surface
 
 
 def write(path: Path, content: object) -> Path:

@@ -13,7 +13,7 @@ from unit.planner.synthetic import record, write_sweep
 from unit.planner.tables import cells, ladder, read, read_one, write_csv, write_jsonl
 
 from planner.errors import InputError
-from planner.records import Sweep
+from planner.reading.records import Sweep
 
 SIZE = st.floats(1e3, 1e14)
 

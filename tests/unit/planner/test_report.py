@@ -9,14 +9,14 @@ import pytest
 from unit.planner import reports
 from unit.planner.reports import COMMAND, HOSTILE
 
-from planner.drawing import clean
 from planner.findings import Finding
-from planner.fit import Fit
-from planner.forecast import HoldOut
-from planner.plan import make_plan
-from planner.report import write_report
-from planner.report_plan import quantity
-from planner.report_verdict import confidence, no_plan, verdict
+from planner.fitting.fit import Fit
+from planner.fitting.forecast import HoldOut
+from planner.planning.plan import make_plan
+from planner.showing.drawing import clean
+from planner.showing.report import write_report
+from planner.showing.report_plan import quantity
+from planner.showing.report_verdict import confidence, no_plan, verdict
 from planner.wording import plain
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}

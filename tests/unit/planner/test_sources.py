@@ -17,7 +17,7 @@ from pyarrow import parquet
 from unit.planner.tables import ladder, write_csv, write_jsonl
 
 from planner.errors import InputError
-from planner.sources import NO_VALUE, read_table
+from planner.reading.sources import NO_VALUE, read_table
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=8)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from unit.planner.tables import cells, ladder, read, read_one, write_csv, write_jsonl
 
 from planner.errors import InputError
-from planner.expressions import Expression, parse_condition, parse_expression
-from planner.records import Accounting
-from planner.spec import ReadOptions, parse_spec, read_spec
+from planner.reading.expressions import Expression, parse_condition, parse_expression
+from planner.reading.records import Accounting
+from planner.reading.spec import ReadOptions, parse_spec, read_spec
 
 POSITIVE = st.floats(1e-30, 1e30)
 COLUMNS = ("Model Size", "a*b", "bs", "d/n", "7")

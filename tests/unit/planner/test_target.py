@@ -5,12 +5,12 @@ import pytest
 from unit.planner.plans import TRUTH, ends, foreign_fit, value
 from unit.planner.synthetic import simple_sweep, sweep_of
 
-from planner.fit import Fit, FitOptions, fit_sweep
-from planner.isoflop import ComputeLaws, IsoFlop
-from planner.laws import NotFitted, power_law
-from planner.plan import make_plan
-from planner.surface import Surfaces
-from planner.target import best_size
+from planner.fitting.fit import Fit, FitOptions, fit_sweep
+from planner.fitting.isoflop import ComputeLaws, IsoFlop
+from planner.fitting.laws import NotFitted, power_law
+from planner.fitting.surface import Surfaces
+from planner.planning.plan import make_plan
+from planner.planning.target import best_size
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.planner.synthetic import resamples_of
 
-from planner.choice import Candidate
-from planner.frontier import six_nd
-from planner.surface import Surface
-from planner.tradeoff import SHARES, Smaller, tradeoff
+from planner.fitting.frontier import six_nd
+from planner.fitting.surface import Surface
+from planner.planning.choice import Candidate
+from planner.planning.tradeoff import SHARES, Smaller, tradeoff
 
 CHINCHILLA = Surface(E=1.8172, A=477.8, B=2143.0, alpha=0.3473, beta=0.3672)
 KLING = Surface(E=0.4856, A=0.0082 * 1e9**0.3188, B=0.0373 * 1e9**0.2917, alpha=0.3188, beta=0.2917)

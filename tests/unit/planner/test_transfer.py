@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from unit.planner.hyper_sweeps import Law, bowl, demo, run, sweep_of
 
-from planner.hyper import groups
-from planner.laws import NotFitted
-from planner.records import Sweep
-from planner.transfer import Transfer, Verdict, transfer
+from planner.fitting.hyper import groups
+from planner.fitting.laws import NotFitted
+from planner.fitting.transfer import Transfer, Verdict, transfer
+from planner.reading.records import Sweep
 
 WIDTHS = (256, 512, 1024)
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner import wording
-from planner.laws import Estimate
+from planner.fitting.laws import Estimate
 
 SIZES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 numbers = st.floats(1e-12, 1e15)
