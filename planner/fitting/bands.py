@@ -54,7 +54,7 @@ class Spread:
 
     @property
     def total(self) -> float:
-        return math.sqrt(sum(part**2 for part in self.parts.values()))
+        return math.hypot(*self.parts.values())
 
 
 def resample(
@@ -106,11 +106,11 @@ def band(samples: Floats, stretch: float, spread: Spread, noise: float = 0.0) ->
     parts = {"resampling": float(below + above) / 2, **spread.parts}
     if noise:
         parts["noise"] = Z * noise
-    extra = spread.total**2 + (Z * noise) ** 2
+    beside = (spread.total, Z * noise)
     return Estimate(
         value=value,
-        low=value - math.sqrt(below**2 + extra),
-        high=value + math.sqrt(above**2 + extra),
+        low=value - math.hypot(below, *beside),
+        high=value + math.hypot(above, *beside),
         parts=parts,
     )
 
@@ -142,9 +142,10 @@ def spread_of(
 
 def unexplained(difference: float, explained: float) -> float:
     """The part of a difference beyond what noise explains, in quadrature."""
-    if not math.isfinite(difference) or not math.isfinite(explained):
+    size = abs(difference)
+    if not math.isfinite(size) or not explained < size:
         return 0.0
-    return math.sqrt(max(difference**2 - explained**2, 0.0))
+    return size * math.sqrt(1 - (explained / size) ** 2)
 
 
 def _sd(values: Floats) -> float:

@@ -89,6 +89,7 @@ def descend(
     return Descent(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a step too far costs infinity: it is not better
 def _descend(
     residuals: Residuals,
     start: Floats,

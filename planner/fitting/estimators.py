@@ -68,8 +68,23 @@ def fit_huber(points: Points) -> SurfaceFit | NotFitted:
     grid = _ranked(points, LOG_HUBER)[:STARTS]
     ended = descend(LOG_HUBER, grid, data, np.repeat(ones, len(grid), 0), 400, 1e-13)
     best = int(np.argmin(ended.cost))
+    shape = _runs_away(ended.theta[best])
+    if shape is not None:
+        return NotFitted(shape)
     agreeing = int((ended.cost <= ended.cost[best] * (1 + AGREE)).sum())
     return _judged(points, LOG_HUBER, ended.theta[best : best + 1], len(grid), agreeing)
+
+
+def _runs_away(theta: Floats) -> str | None:
+    """Why the best exponents describe no loss: outside `EXPONENTS` a term is a step or constant."""
+    for name, value in zip(("alpha", "beta"), theta[3:], strict=True):
+        if not EXPONENTS[0] < value < EXPONENTS[1]:
+            return (
+                f"the best {name} is {value:.3g}, outside {EXPONENTS[0]} to {EXPONENTS[1]}: these "
+                "losses do not have the shape E + A N^-alpha + B D^-beta. Look for runs of another "
+                "kind among them (--where), or widen the range of sizes and tokens"
+            )
+    return None
 
 
 def fit_varpro(points: Points) -> SurfaceFit | NotFitted:

@@ -6,7 +6,7 @@ import numpy as np
 
 from planner.findings import Finding
 from planner.fitting.descent import LOG_HUBER
-from planner.fitting.estimators import AGREE, EXPONENTS, SurfaceFit, refit
+from planner.fitting.estimators import AGREE, SurfaceFit, refit
 from planner.fitting.forecast import HoldOut
 from planner.fitting.hyper import Edge, Group
 from planner.fitting.hyper_law import HyperLaws
@@ -81,14 +81,6 @@ def _surface(
             f"{CONDITION_LIMIT:.0f}): sizes and token counts vary together; vary tokens per "
             "parameter more",
         )
-    for name in ("alpha", "beta"):
-        value = getattr(surface, name)
-        if not EXPONENTS[0] * 1.01 < value < EXPONENTS[1] / 1.01:
-            yield Finding(
-                "exponent_runs_away",
-                f"{name} = {value:.3g} is outside {EXPONENTS[0]} to {EXPONENTS[1]}: these losses "
-                "do not determine it; widen the range of sizes and tokens",
-            )
     if 1e-6 * points.loss.min() > surface.E:
         yield Finding(
             "no_floor",

@@ -1,4 +1,8 @@
-"""What a sweep's own numbers say against it."""
+"""What a sweep's own numbers say against it.
+
+Too few budgets, sizes or token counts only warn: what they do not carry is refused where it is
+asked for (no surface, no plan), and what they do carry is told.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -53,7 +57,7 @@ def _few_budgets(runs: Sequence[Run]) -> list[Finding]:
         f"compute needs more than {FEW_BUDGETS} to show how sure it is. Add budgets, wide apart "
         "rather than many (planner design)"
     )
-    return [Finding("few_budgets", text, refuses=len(budgets) < 2)]
+    return [Finding("few_budgets", text)]
 
 
 def _one_size(runs: Sequence[Run]) -> list[Finding]:
@@ -64,7 +68,7 @@ def _one_size(runs: Sequence[Run]) -> list[Finding]:
         f"one model size (params {sizes[0]:.4g}): nothing here says how the loss depends on N; "
         "at least two sizes are needed, four or more to know how surely. Add sizes"
     )
-    return [Finding("one_size", text, refuses=True)]
+    return [Finding("one_size", text)]
 
 
 def _one_token_count(runs: Sequence[Run]) -> list[Finding]:
@@ -75,7 +79,7 @@ def _one_token_count(runs: Sequence[Run]) -> list[Finding]:
         f"one token count ({counts[0]:.4g}): nothing here says how the loss depends on D; at "
         "least two are needed, four or more to know how surely. Add runs of other lengths"
     )
-    return [Finding("one_token_count", text, refuses=True)]
+    return [Finding("one_token_count", text)]
 
 
 def _collinear(runs: Sequence[Run]) -> list[Finding]:
