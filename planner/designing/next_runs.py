@@ -30,6 +30,7 @@ from planner.fitting.frontier import Frontier
 from planner.fitting.grid import AXES, BATCH, LR
 from planner.fitting.hyper import Edge, Group
 from planner.fitting.surface import Floats, Points, Surfaces
+from planner.reading.runs import counted
 
 CAP = 3.0  # of the largest run tried
 REACH = 8.0  # sizes this far from the best of a budget; sizes and tokens beyond the largest tried
@@ -130,8 +131,9 @@ def next_runs(
     half = before = half_width(len(params), noise * sd)
     if not math.isfinite(before):
         raise InputError(
-            f"{len(params)} points of (N, D) do not tell the five constants of a surface: their "
-            "interval is unbounded and no run can be ranked. Sweep more sizes and token counts"
+            f"{counted(len(params), 'pair')} of (N, D) do not tell the five constants of a "
+            "surface: their interval is unbounded and no run can be ranked. Sweep more sizes and "
+            "token counts"
         )
     rows = gradients(surfaces, candidates.params, candidates.tokens)
     free = np.ones(len(rows), dtype=bool)

@@ -14,6 +14,7 @@ import numpy as np
 from planner.fitting.descent import LEAST_SQUARES, LOG_HUBER, Residuals, descend
 from planner.fitting.laws import NotFitted
 from planner.fitting.surface import CONSTANTS, Floats, Points, Surfaces, log_gradient, log_loss
+from planner.reading.runs import counted
 
 MIN_POINTS = 6
 EXPONENTS = (0.02, 3.0)
@@ -51,7 +52,8 @@ class SurfaceFit:
 def unidentified(points: Points) -> str | None:
     """Why these points carry no surface, None if they can."""
     if len(points) < MIN_POINTS:
-        return f"{len(points)} points of (N, D); a surface of five constants needs {MIN_POINTS}"
+        pairs = counted(len(points), "pair")
+        return f"{pairs} of (N, D); a surface of five constants needs {MIN_POINTS}"
     for name, values in (("size N", points.params), ("token count D", points.tokens)):
         distinct = len(np.unique(np.round(np.log(values), 3)))
         if distinct < 3:

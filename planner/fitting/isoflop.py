@@ -8,7 +8,7 @@ is wide or lies off the minimum (arXiv 2603.22339): how much, is measured on the
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ GAP_LN_FLOPS = 0.05  # a wider gap between two runs' FLOPs parts two budgets
 SPREAD_LN_FLOPS = 0.25  # runs that straggle more than this are of no one budget
 MIN_SIZES = 3
 MIN_BUDGETS = 2
+SCATTER_LIMIT = 2.5  # times the variance that noise explains
 LAW_BUDGETS = 6  # the loss law looks at the largest budgets only: see `_loss_law`
 
 Mask = NDArray[np.bool_]
@@ -254,15 +255,37 @@ def fit_compute_laws(budgets: tuple[Budget, ...]) -> ComputeLaws | NotFitted:
     flops = [budget for budget, _ in pairs]
     optima = [optimum for _, optimum in pairs]
     losses = [optimum.loss for optimum in optima]
+    parabolas = [optimum.parabola for optimum in optima]
+    size = power_law(flops, [optimum.params for optimum in optima])
+    tokens = power_law(flops, [optimum.tokens for optimum in optima])
     return ComputeLaws(
-        size=power_law(flops, [optimum.params for optimum in optima]),
-        tokens=power_law(flops, [optimum.tokens for optimum in optima]),
+        size=with_curve_noise(size, parabolas),
+        tokens=with_curve_noise(tokens, parabolas),
         loss_power=power_law(flops[-LAW_BUDGETS:], losses[-LAW_BUDGETS:]),
         loss_floor=loss_law(flops, losses),
         budgets_flops=tuple(flops),
         exponents=_exponents(flops, optima),
         bias=_slope(flops, [optimum.bias_ln_params for optimum in optima]),
     )
+
+
+def with_curve_noise(law: LogLinear, parabolas: Sequence[Parabola]) -> LogLinear:
+    """The law, its scatter known better: what noise does to each vertex is a second measure of it.
+
+    A handful of budgets tell the scatter of ln N* about their law badly. Where it agrees with the
+    noise within the curves, the two variances are pooled by their degrees of freedom; where it is
+    larger, the budgets disagree by more than noise, and it stands alone.
+    """
+    noise = pooled_noise(parabolas)
+    if noise is None or law.residual_sd is None:
+        return law
+    scatter = law.residual_sd**2
+    expected = noise**2 * float(np.mean([parabola.unit_se_ln_x**2 for parabola in parabolas]))
+    if scatter > SCATTER_LIMIT * expected:
+        return law
+    within = sum(parabola.df for parabola in parabolas)
+    pooled = (law.df * scatter + within * expected) / (law.df + within)
+    return replace(law, residual_sd=math.sqrt(pooled), df=law.df + within)
 
 
 def loss_law(flops: list[float], losses: list[float]) -> FloorLaw | NotFitted:

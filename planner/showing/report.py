@@ -17,6 +17,7 @@ from planner.fitting.grid import BATCH, LR
 from planner.fitting.hyper_law import HyperLaw
 from planner.fitting.laws import LEVEL, NotFitted
 from planner.planning.plan import Plan
+from planner.reading.runs import counted
 from planner.showing import report_next, report_plan, report_tables, report_verdict
 from planner.showing.drawing import Rendered, clean, short
 from planner.showing.figures import remove_figures, render_all, write_figures
@@ -177,7 +178,7 @@ def _facts(fit: Fit) -> list[tuple[str, str]]:
         ("rows", f"{sweep.rows:,} read, {len(sweep.runs):,} used, {len(sweep.rejections):,} "
                  f"rejected, {stopped.count('diverged'):,} diverged, {stopped.count('failed'):,} "
                  "failed"),
-        ("points", f"{len(points):,} pairs of (N, D), each at the best settings tried"),
+        ("points", f"{counted(len(points), 'pair')} of (N, D), each at the best settings tried"),
         ("N", sweep.accounting.params or "parameters, as the table has them; whether with "
               "embeddings is not stated"),
         ("D", "tokens seen in training"),

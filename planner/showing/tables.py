@@ -12,6 +12,7 @@ from planner.fitting.isoflop import ComputeLaws
 from planner.fitting.laws import LEVEL, Estimate, FloorLaw, NotFitted
 from planner.fitting.surface import CONSTANTS
 from planner.planning.plan import Plan
+from planner.reading.runs import counted
 from planner.showing.results import unique
 
 MAX_ROWS = 24
@@ -41,7 +42,7 @@ def _data(fit: Fit) -> str:
     counts = (
         f"  {sweep.rows} rows: {len(sweep.runs)} used, {stopped.count('diverged')} diverged, "
         f"{stopped.count('failed')} failed, {len(sweep.rejections)} rejected; "
-        f"{len(fit.points)} points of (N, D)"
+        f"{counted(len(fit.points), 'pair')} of (N, D)"
     )
     lines = [f"Sweep {name}", counts]
     shown = sweep.rejections[:MAX_REJECTIONS]

@@ -152,11 +152,20 @@ def test_a_resample_that_repeats_a_point_equals_a_table_that_does() -> None:
 def test_what_carries_no_surface_is_said() -> None:
     few = isoflop_points(KLING, budgets=BUDGETS_OF_ONE, sizes=5)
     assert isinstance(fit_huber(few), NotFitted)
-    assert "5 points" in fit_huber(few).reason  # type: ignore[union-attr]
+    assert "5 pairs" in fit_huber(few).reason  # type: ignore[union-attr]
     one_size = points([1e8] * 8, np.geomspace(1e9, 1e10, 8), np.linspace(3, 2, 8))
     found = fit_varpro(one_size)
     assert isinstance(found, NotFitted)
     assert found.reason.startswith("1 different size N")
+
+
+def test_exponents_that_run_away_are_no_surface() -> None:
+    """Losses that rise with tokens: the best beta is negative, and nothing may be planned by it."""
+    N, D = np.meshgrid(np.geomspace(1e7, 1e9, 4), np.geomspace(1e8, 1e10, 4))
+    found = fit_huber(points(N.ravel(), D.ravel(), 2 + 30 / N.ravel() ** 0.3 + 1e-11 * D.ravel()))
+    assert isinstance(found, NotFitted)
+    assert found.reason.startswith("the best beta is")
+    assert "outside 0.02 to 3" in found.reason
 
 
 BUDGETS_OF_ONE = (1e18,)

@@ -16,6 +16,7 @@ from unit.planner.surfaces import (
 from planner.fitting.frontier import Frontier, six_nd
 from planner.fitting.isoflop import ComputeLaws, IsoFlop, budget_masks, fit_isoflop
 from planner.fitting.laws import FloorLaw, NotFitted
+from planner.fitting.minimum import pooled_noise
 from planner.fitting.surface import Points, Surface
 
 PORIAN = {  # published exponents of N*, arXiv 2406.19146
@@ -51,6 +52,29 @@ def test_the_laws_of_a_known_surface_are_found(truth: Surface) -> None:
     assert isinstance(found.loss_floor, FloorLaw)
     best = truth.loss(truth.best_params(1e19), 1e19 / 6 / truth.best_params(1e19))
     assert found.loss_floor.value(C=1e19) == pytest.approx(best, rel=2e-3)
+
+
+def test_noise_within_the_curves_tells_the_scatter_about_the_law() -> None:
+    """Of five budgets alone the scatter has 3 degrees of freedom; the curves add theirs."""
+    made = isoflop_points(KLING, noise=3e-4, seed=3)
+    found = laws(made)
+    parabolas = [optimum.parabola for _, optimum in curves(made).optima]
+    assert found.size.df == 3 + sum(parabola.df for parabola in parabolas)
+    assert found.size.df > 12
+    noise = pooled_noise(parabolas)
+    assert noise == pytest.approx(3e-4, rel=0.3)
+    expected = noise * np.sqrt(np.mean([parabola.unit_se_ln_x**2 for parabola in parabolas]))
+    assert found.size.residual_sd == pytest.approx(expected, rel=0.3)
+
+
+def test_budgets_that_disagree_by_more_than_noise_keep_their_own_scatter() -> None:
+    made = isoflop_points(KLING, noise=1e-5)
+    shift = np.where(made.flops > 2e18, 1.25, 0.8)  # whole budgets of other sizes
+    moved = points(made.params * shift, made.tokens / shift, made.loss)
+    found = laws(moved)
+    assert found.size.df == 3
+    assert found.size.residual_sd is not None
+    assert found.size.residual_sd > 0.05
 
 
 @pytest.mark.parametrize("config", PORIAN)
