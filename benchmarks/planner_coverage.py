@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do the planner's 90% intervals hold the truth in nine sweeps of ten?
 
-    benchmarks/planner_coverage.py --sweeps 200 > benchmarks/planner_coverage-DATE.md
+    benchmarks/planner_coverage.py --sweeps 200 > benchmarks/planner_coverage.md
 
 Sweeps are drawn from two known surfaces, fitted and planned as `planner fit --force` does, and the
 exponent of N*(C) and N* at 1e22 FLOPs are held against the surface's own minimum under C = 6ND:

@@ -2,7 +2,7 @@
 """How long the planner takes, and the PyPI package `chinchilla` beside it in the same run.
 
     pip install chinchilla==0.2.0 "setuptools<80"     # the peer, best in an environment of its own
-    benchmarks/planner_speed.py DATA > benchmarks/planner_speed-MACHINE-DATE.md
+    benchmarks/planner_speed.py DATA > benchmarks/planner_speed-2-cores.md
 
 DATA holds `epoch_chinchilla/svg_extracted_data.csv` (arXiv 2404.10102) and
 `steplaw/dense_lr_bs_loss.csv` (arXiv 2503.04715). Imports are not timed. Without the peer its rows

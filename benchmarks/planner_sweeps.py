@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the planner finds on public sweeps, beside what others found on the same runs.
 
-    benchmarks/planner_sweeps.py DATA > benchmarks/planner_sweeps-DATE.md
+    benchmarks/planner_sweeps.py DATA > benchmarks/planner_sweeps.md
 
 DATA holds the tables of arXiv 2404.10102 (Chinchilla), 2603.22339 (Chinchilla, Llama 3, Marin),
 2406.19146 (Porian et al.), 2503.04715 (Step Law), 2502.18969 ((Mis)Fitting), 2411.17470 (Kling).
