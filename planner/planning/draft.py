@@ -81,7 +81,7 @@ class Draft:
             yield "warmup_steps", self._warmup(self.fit.base)
         yield from self._money()
         if self.memory is not None:
-            yield "memory_per_gpu", self._memory(self.memory)
+            yield "memory_per_gpu_bytes", self._memory(self.memory)
 
     def tradeoff(self) -> tuple[Smaller, ...]:
         """Over-training, which only a surface can tell."""

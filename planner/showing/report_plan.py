@@ -45,7 +45,7 @@ QUANTITIES: dict[str, tuple[str, Callable[[float], str]]] = {
     "gpu_hours": ("GPU hours", _hours),
     "days": ("Days", _hours),
     "cost": ("Cost", _dollars),
-    "memory_per_gpu": ("Memory per GPU", _memory),
+    "memory_per_gpu_bytes": ("Memory per GPU", _memory),
 }
 
 

@@ -164,7 +164,9 @@ def test_batches_that_differ_without_a_law_give_that_of_the_best_large_run(forei
 def test_without_batches_there_are_no_steps() -> None:
     rows = [{**row, "batch_tokens": None} for row in simple_sweep(TRUTH)]
     plan = make_plan(fit(rows), 1e13)
-    assert plan.numbers.keys().isdisjoint({"steps", "batch_tokens", "width", "memory_per_gpu"})
+    assert plan.numbers.keys().isdisjoint(
+        {"steps", "batch_tokens", "width", "memory_per_gpu_bytes"}
+    )
     assert "no_batch" in codes(plan)
     assert not plan.refused
 
@@ -192,7 +194,7 @@ def test_memory_is_that_of_the_planned_model_on_these_gpus(native: Fit) -> None:
         compute_bytes=4,
         activation_checkpointing=False,
     )
-    assert value(plan, "memory_per_gpu") == expected.total_bytes
+    assert value(plan, "memory_per_gpu_bytes") == expected.total_bytes
     assert "idle_gpus" not in codes(plan)
     small = make_plan(native, 1e13, Hardware(gpus=8, memory_bytes=1e6))
     assert {"idle_gpus", "memory_exceeds_gpu", "not_bf16"} <= codes(small)
