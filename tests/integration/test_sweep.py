@@ -67,7 +67,7 @@ def test_the_shipped_sweep_gives_a_plan_that_pretrain_takes(tmp_path: Path) -> N
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert fit.returncode == 0, fit.stderr
-    assert json.loads(fit.stdout)["schema_version"] == 1
+    assert json.loads(fit.stdout)["schema_version"] == 2
     for name in ("laws.json", "plan.toml", "isoflop.png", "laws.svg"):
         assert (tmp_path / name).stat().st_size > 0, name
     code, out, err = run(
