@@ -102,7 +102,7 @@ def main(
             [Prompt(encoder.encode([prompt])[0], shape, seed)],
             load_file(path / NULL_TEXT)["text"],
             config.flow,
-            config.model.patch,
+            config.model,
             steps=steps,
             guidance=guidance,
             device=device,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from planner.reading.runs import Accounting, Run
 
 # Its error is reached through shape: the planner imports nothing else of the platform.
 from scalewright.model import shape
+from scalewright.model.memory import Recompute
 
 LADDER_LARGEST_WIDTH = 16_384
 FLOPS_DEVIATION_LIMIT = 0.05
@@ -59,7 +60,7 @@ class Base:
     packs_per_step: int
     worlds: tuple[int, int]
     compute_bytes: int
-    activation_checkpointing: bool
+    activation_checkpointing: Recompute
     evaluations: int | None
 
     @property
@@ -160,7 +161,7 @@ def read_base(sweep: Sweep) -> Base | None:
         packs_per_step=data.whole("packs_per_step", least=1),
         worlds=(least_workers, parallel.whole("workers", least=least_workers)),
         compute_bytes=_compute_bytes(parallel),
-        activation_checkpointing=parallel.values.get("activation_checkpointing") is True,
+        activation_checkpointing=_recompute(parallel),
         evaluations=_evaluations(tables),
     )
     _check_schedule(sweep, tables.table("optimizer"))
@@ -284,6 +285,15 @@ def _clips(table: _Table) -> _Clips:
         if any(not isinstance(value, int) or value < 1 for value in row):
             raise InputError(f"{table.where}: has {row}; tokens and counts are at least 1")
     return tuple((shape.ClipTokens(visual, text), count) for visual, text, count in rows)
+
+
+def _recompute(parallel: _Table) -> Recompute:
+    name, known = parallel.text("activation_checkpointing"), get_args(Recompute)
+    if name not in known:
+        raise InputError(
+            f"{parallel.where}: activation_checkpointing is {name!r}; known: {', '.join(known)}"
+        )
+    return cast(Recompute, name)
 
 
 def _compute_bytes(parallel: _Table) -> int:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from planner.errors import InputError
 from planner.fitting.base import Base
-from scalewright.model.shape import MemoryEstimate, ModelConfig, memory_estimate
+from scalewright.model.memory import MemoryEstimate, memory_estimate
+from scalewright.model.shape import ModelConfig
 
 DEFAULT_RATIOS = (10.0, 30.0, 100.0)
 DAY_S, HOUR_S = 86_400.0, 3_600.0

@@ -107,7 +107,7 @@ def _doubts_of_gpus(base: Base, memory: Memory, hardware: Hardware) -> Iterator[
             "memory_exceeds_gpu",
             f"a GPU needs about {need / 1e9:.1f} GB and {hardware.name} has "
             f"{hardware.memory_bytes / 1e9:.0f} GB; use more GPUs, "
-            "parallel.activation_checkpointing=true, or a smaller data.pack_tokens",
+            "parallel.activation_checkpointing=full, or a smaller data.pack_tokens",
         )
     if base.compute_bytes > BF16_BYTES:
         yield Finding(

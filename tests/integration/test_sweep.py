@@ -63,17 +63,17 @@ def test_a_budget_below_half_a_step_is_refused(data_folder: Path, tmp_path: Path
 
 def test_the_shipped_sweep_gives_a_plan_that_pretrain_takes(tmp_path: Path) -> None:
     fit = subprocess.run(
-        [sys.executable, "-m", "planner", "fit", "sweeps/", "--out", str(tmp_path), "--json"],
+        [sys.executable, "-m", "planner", "report", "sweeps/", "--out", str(tmp_path), "--json"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert fit.returncode == 0, fit.stderr
     assert json.loads(fit.stdout)["schema_version"] == 2
-    for name in ("laws.json", "plan.toml", "isoflop.png", "laws.svg"):
+    for name in ("laws.json", "plan.toml", "report.html", "isoflop.png", "laws.svg"):
         assert (tmp_path / name).stat().st_size > 0, name
     code, out, err = run(
         tmp_path / "home", "pretrain", "--plan", str(tmp_path / "plan.toml"), "--dry-run", "--json"
     )
     assert code == 0, err
     plan = json.loads(out)
-    target = json.loads(fit.stdout)["plans"][0]["target_flops"]
+    target = json.loads(fit.stdout)["plan"][0]["flops"]
     assert plan["run_flops"] == pytest.approx(target, rel=0.05)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,14 +148,14 @@ def save_dtypes_seen(rank: int, folder: Path) -> None:
     model = build_model(config, param_rules(config.model), current_world(CPU))
     seen = {}
 
-    def look(module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
-        seen[type(module).__name__] = [
-            str(x.dtype) for x in inputs if isinstance(x, torch.Tensor) and x.is_floating_point()
-        ]
+    def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        tokens, context, _ = inputs
+        read = (tokens, context.time, context.cosine, context.sine)
+        seen[type(module).__name__] = [str(x.dtype) for x in read]
 
     model.blocks[0].register_forward_pre_hook(look)
     items = [PackItem(torch.randn(1, 32, 4, 4), torch.randn(2, 64), 0.9973)]
-    assert model(pack(items, config.model.patch)).dtype == torch.bfloat16
+    assert model(pack(items, config.model)).velocity.dtype == torch.bfloat16
     (folder / "dtypes.json").write_text(json.dumps(seen))
 
 
@@ -170,7 +171,7 @@ def test_recomputation_and_half_precision_stay_close(
     run_on: Run, data_folder: Path, tmp_path: Path
 ) -> None:
     saving = train_on(
-        0, small("parallel.activation_checkpointing=true"), tmp_path / "ac", data_folder
+        0, small("parallel.activation_checkpointing=full"), tmp_path / "ac", data_folder
     )
     assert difference(last_weights(run_on(0)), last_weights(saving)) == 0
     half = train_on(1, small("parallel.compute=bfloat16"), tmp_path / "half", data_folder)

@@ -10,6 +10,7 @@ from scipy.stats import kstest, norm
 
 from scalewright.data.sample import Sample
 from scalewright.model.packed import PackedBatch, patchify
+from scalewright.model.shape import ModelConfig
 from scalewright.objective.baseline import linear_text_free_loss
 from scalewright.objective.flow import (
     FlowConfig,
@@ -22,7 +23,8 @@ from scalewright.objective.flow import (
 )
 from scalewright.objective.sampler import Prompt, sample
 
-PATCH = (1, 2, 2)
+MODEL = ModelConfig(text_dim=5, latent_channels=3)
+PATCH = MODEL.patch
 CPU = torch.device("cpu")
 
 
@@ -66,18 +68,18 @@ def test_strata_are_the_middles_of_equal_shares() -> None:
 
 def test_a_clip_is_noised_alike_wherever_and_with_whom_it_is_packed() -> None:
     config = FlowConfig(text_dropout=0.5)
-    together = training_pack([clip(0), clip(1)], NULL, config, PATCH, seed=1, step=3)
-    alone = training_pack([clip(1)], NULL, config, PATCH, seed=1, step=3)
+    together = training_pack([clip(0), clip(1)], NULL, config, MODEL, seed=1, step=3)
+    alone = training_pack([clip(1)], NULL, config, MODEL, seed=1, step=3)
     assert torch.equal(together.batch.visual[4:], alone.batch.visual)
     assert torch.equal(together.target[4:], alone.target)
     assert together.batch.noise_level[1] == alone.batch.noise_level[0]
     for other in ({"seed": 2, "step": 3}, {"seed": 1, "step": 4}):
-        moved = training_pack([clip(1)], NULL, config, PATCH, **other)
+        moved = training_pack([clip(1)], NULL, config, MODEL, **other)
         assert not torch.equal(moved.target, alone.target)
 
 
 def test_noised_and_target_belong_together() -> None:
-    pack = training_pack([clip(2, frames=2)], NULL, FlowConfig(), PATCH, seed=0, step=0)
+    pack = training_pack([clip(2, frames=2)], NULL, FlowConfig(), MODEL, seed=0, step=0)
     t = pack.batch.noise_level[0].item()
     clean = patchify(clip(2, frames=2).latent, PATCH)
     noise = pack.target + clean
@@ -88,7 +90,7 @@ def test_noised_and_target_belong_together() -> None:
 def test_text_is_dropped_as_often_as_asked() -> None:
     config = FlowConfig(text_dropout=0.3)
     dropped = sum(
-        len(training_pack([clip(5)], NULL, config, PATCH, seed=0, step=step).batch.text) == 1
+        len(training_pack([clip(5)], NULL, config, MODEL, seed=0, step=step).batch.text) == 1
         for step in range(600)
     )
     assert 0.24 < dropped / 600 < 0.36
@@ -107,7 +109,7 @@ def test_the_sampler_follows_a_known_flow_to_its_end(shift: int | None) -> None:
         clean = torch.cat(points * 2)
         return ((batch.visual - clean) / t[:, None]).float()
 
-    made = sample(velocity, prompts, NULL, flow, PATCH, steps=7, guidance=2.0, device=CPU)
+    made = sample(velocity, prompts, NULL, flow, MODEL, steps=7, guidance=2.0, device=CPU)
     for latent, x in zip(made, target.values(), strict=True):
         assert torch.allclose(latent, x, atol=1e-5)
 
@@ -123,7 +125,7 @@ def test_guidance_moves_away_from_the_unconditional() -> None:
     start = torch.randn((1, 3, 4, 4), generator=keyed_generator("sample", 0))
     for guidance in (0.0, 1.0, 3.0):
         (made,) = sample(
-            velocity, prompts, NULL, FlowConfig(), PATCH, steps=4, guidance=guidance, device=CPU
+            velocity, prompts, NULL, FlowConfig(), MODEL, steps=4, guidance=guidance, device=CPU
         )
         assert torch.allclose(made, start - guidance, atol=1e-5)
 
@@ -151,6 +153,6 @@ def test_linear_baseline_is_what_regression_reaches() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.01, 0.99), st.integers(0, 5))
 def test_evaluation_noise_is_the_same_every_time(level: float, index: int) -> None:
-    first, second = (evaluation_pack([clip(index)], [level], PATCH, seed=0) for _ in range(2))
+    first, second = (evaluation_pack([clip(index)], [level], MODEL, seed=0) for _ in range(2))
     assert torch.equal(first.target, second.target)
     assert first.batch.noise_level[0] == pytest.approx(level)

@@ -1,15 +1,18 @@
 """The MMDiT: sizes, packing, rotary positions, attention."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalewright.errors import ConfigError
+from scalewright.model.memory import Recompute, memory_estimate
 from scalewright.model.mmdit import MMDiT
 from scalewright.model.mup import materialise, meta_model, param_rules
 from scalewright.model.packed import PackItem, pack, patchify, unpatchify
@@ -18,17 +21,19 @@ from scalewright.model.shape import (
     ClipTokens,
     ModelConfig,
     forward_flops,
-    memory_estimate,
     parameter_table,
     parameters,
     visual_tokens,
     width_ladder,
 )
+from scalewright.train.run import ParallelConfig
+from scalewright.train.runners import choose_runner
 
 TINY = ModelConfig(
     width=32, depth=2, head_dim=16, rope_axes=(4, 6, 6), time_dim=16, text_dim=8,
     latent_channels=4, time_freq_dim=32, mup_base_width=16,
 )  # fmt: skip
+GROUPED = replace(TINY, attention="local_global", groups=(1, 2, 2))
 KANDINSKY = ModelConfig(
     width=3072, depth=42, head_dim=64, rope_axes=(16, 24, 24), time_freq_dim=3072, time_dim=512,
     text_dim=4096, latent_channels=16, qk_norm="layer",
@@ -48,10 +53,15 @@ def awake(config: ModelConfig, dtype: torch.dtype = torch.float64) -> MMDiT:
 
 def item(index: int, config: ModelConfig = TINY) -> PackItem:
     generator = torch.Generator().manual_seed(100 + index)
-    T, H, W = ((1, 4, 4), (2, 4, 6), (3, 2, 4))[index % 3]
+    T, H, W = ((1, 4, 4), (2, 4, 8), (3, 8, 4))[index % 3]
     latent = torch.randn(T, config.latent_channels, H, W, generator=generator, dtype=torch.float64)
     text = torch.randn(1 + index % 4, config.text_dim, generator=generator, dtype=torch.float64)
     return PackItem(latent, text, 0.1 + 0.2 * (index % 4))
+
+
+def run(model: MMDiT, items: Sequence[PackItem]) -> Tensor:
+    velocity: Tensor = model(pack(items, model.config)).velocity
+    return velocity
 
 
 def test_kandinsky_has_exactly_its_parameters() -> None:
@@ -68,38 +78,82 @@ def test_parameter_table_is_the_module(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("clips", [(0,), (1, 2), (0, 1, 2, 3)])
-def test_flops_are_those_that_torch_counts(clips: tuple[int, ...]) -> None:
-    model, items = awake(TINY), [item(index) for index in clips]
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        GROUPED,
+        replace(GROUPED, groups=(1, 1, 2), depth=4),
+        replace(TINY, qk_norm="layer", ff_mult=3, width=48),
+        replace(TINY, scores=("motion", "clarity"), time_freq_dim=64, patch=(1, 1, 2)),
+    ],
+)
+@pytest.mark.parametrize("first_frame_level", [None, 0.0])
+def test_flops_are_those_that_torch_counts(
+    config: ModelConfig, clips: tuple[int, ...], first_frame_level: float | None
+) -> None:
+    model = awake(config)
+    items = [replace(item(i), first_frame_level=first_frame_level) for i in clips]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(pack(items, TINY.patch))
+        run(model, items)
+    rows = 1 if first_frame_level is None else 2
     expected = sum(
-        forward_flops(TINY, ClipTokens(len(patchify(i.latent, TINY.patch)), len(i.text)))
+        forward_flops(config, ClipTokens(len(patchify(i.latent, config.patch)), len(i.text), rows))
         for i in items
     )
     assert counter.get_total_flops() == expected
 
 
-def test_packed_equals_one_by_one() -> None:
-    model, items = awake(TINY), [item(index) for index in range(5)]
-    together = model(pack(items, TINY.patch))
-    alone = torch.cat([model(pack([single], TINY.patch)) for single in items])
+@pytest.mark.parametrize("first_frame_level", [None, 0.3])
+@pytest.mark.parametrize("config", [TINY, GROUPED, replace(TINY, scores=("motion",))])
+def test_packed_equals_one_by_one(config: ModelConfig, first_frame_level: float | None) -> None:
+    model = awake(config)
+    items = [replace(item(i), first_frame_level=first_frame_level) for i in range(5)]
+    items[2] = replace(items[2], scores={"motion": 0.7})
+    together = run(model, items)
+    alone = torch.cat([run(model, [single]) for single in items])
     assert (together - alone).abs().max() <= 1e-12
     together.square().sum().backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     for single in items:
-        model(pack([single], TINY.patch)).square().sum().backward()
+        run(model, [single]).square().sum().backward()
     for packed, (name, parameter) in zip(gradients, model.named_parameters(), strict=True):
         assert parameter.grad is not None
         scale = packed.abs().max().clamp(min=1)
         assert (packed - parameter.grad).abs().max() / scale <= 1e-12, name
 
 
+def test_the_order_of_clips_does_not_matter() -> None:
+    model, items = awake(GROUPED), [item(index) for index in range(3)]
+    forward, backward = run(model, items), run(model, items[::-1])
+    sizes = [len(patchify(i.latent, TINY.patch)) for i in items]
+    parts = backward.split(sizes[::-1])
+    assert (forward - torch.cat(parts[::-1])).abs().max() <= 1e-12
+
+
+def test_a_first_frame_with_the_noise_level_of_the_rest_is_no_other_clip() -> None:
+    model, one = awake(TINY), item(1)
+    base = run(model, [one])
+    same = run(model, [replace(one, first_frame_level=one.noise_level)])
+    clean = run(model, [replace(one, first_frame_level=0.0)])
+    assert (base - same).abs().max() <= 1e-12
+    assert ((base - clean).abs().max(1).values > 1e-6).all()
+
+
+def test_scores_matter_where_they_are_known() -> None:
+    model, one = awake(replace(TINY, scores=("motion", "clarity"))), item(1)
+    unknown = run(model, [one])
+    known = [run(model, [replace(one, scores={"motion": value})]) for value in (0.0, 0.5)]
+    assert (unknown - known[0]).abs().max() > 1e-4  # zero is a value, not "unknown"
+    assert (known[0] - known[1]).abs().max() > 1e-4
+
+
 def test_a_clip_does_not_see_its_neighbours() -> None:
     model, items = awake(TINY), [item(index) for index in range(3)]
-    before = model(pack(items, TINY.patch))
+    before = run(model, items)
     changed = [replace(items[0], latent=items[0].latent + 1, text=items[0].text * 2), *items[1:]]
-    after = model(pack(changed, TINY.patch))
+    after = run(model, changed)
     first = len(patchify(items[0].latent, TINY.patch))
     assert torch.equal(before[first:], after[first:])
     assert not torch.equal(before[:first], after[:first])
@@ -107,24 +161,25 @@ def test_a_clip_does_not_see_its_neighbours() -> None:
 
 def test_text_and_noise_level_and_place_matter() -> None:
     model, one = awake(TINY), item(1)
-    base = model(pack([one], TINY.patch))
+    base = run(model, [one])
     flipped = replace(one, latent=one.latent.flip(-1))
-    mirrored = unpatchify(model(pack([flipped], TINY.patch)), (2, 4, 4, 6), TINY.patch).flip(-1)
+    mirrored = unpatchify(run(model, [flipped]), (2, 4, 4, 8), TINY.patch).flip(-1)
     others = [
-        model(pack([replace(one, text=one.text * 2)], TINY.patch)),
-        model(pack([replace(one, noise_level=0.9)], TINY.patch)),
+        run(model, [replace(one, text=one.text * 2)]),
+        run(model, [replace(one, noise_level=0.9)]),
         patchify(mirrored, TINY.patch),
     ]
     assert all((base - other).abs().max() > 1e-4 for other in others)
 
 
-def test_recomputation_changes_nothing() -> None:
-    plain = awake(TINY)
-    saving = MMDiT(TINY, activation_checkpointing=True).double()
-    saving.load_state_dict(plain.state_dict())
-    batch = pack([item(0), item(1)], TINY.patch)
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+@pytest.mark.parametrize("config", [TINY, GROUPED])
+def test_recomputation_changes_nothing(config: ModelConfig, recompute: Recompute) -> None:
+    plain, saving = awake(config), awake(config)
+    for block in saving.blocks:
+        choose_runner(block, ParallelConfig(activation_checkpointing=recompute))  # type: ignore[arg-type]
     for model in (plain, saving):
-        model(batch).square().sum().backward()
+        run(model, [item(0), item(3)]).square().sum().backward()
     for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
 
@@ -148,7 +203,7 @@ def test_rotation_depends_on_distance_only() -> None:
     scores = []
     for shift in (0, 5):
         places = torch.tensor([[1, 2, 3], [4, 1, 2]]) + shift
-        cosine, sine = rotation(places, (4, 6, 6), 1e4)
+        cosine, sine = rotation(places, TINY)
         turned_q, turned_k = (
             rotate(x, cosine[i : i + 1], sine[i : i + 1]) for i, x in enumerate((q, k))
         )
@@ -166,12 +221,22 @@ def test_rotation_depends_on_distance_only() -> None:
         ({"rope_axes": (-4, 14, 6)}, "positive"),
         ({"patch": (1, 0, 2)}, "every side at least 1"),
         ({"mup_base_width": 24}, "the base model must exist too"),
+        ({"attention": "local_global", "depth": 3}, "takes blocks in pairs; use 4"),
+        ({"groups": (0, 1, 1)}, "every axis at least 1"),
+        ({"scores": ("motion", "motion")}, "each of them once"),
+        ({"rope_scale": (1.0, 0.0, 1.0)}, "must be positive"),
         ({"depth": 0}, r"model.depth = 0; it must be at least 1"),
     ],
 )
 def test_impossible_sizes_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(TINY, **change)
+
+
+def test_latent_must_share_out_over_the_groups() -> None:
+    assert visual_tokens(GROUPED, 3, 4, 8) == 24
+    with pytest.raises(ConfigError, match="latent width = 6 does not share out over 2 groups"):
+        visual_tokens(GROUPED, 1, 4, 6)
 
 
 def test_latent_must_divide_by_the_patch() -> None:
@@ -181,16 +246,16 @@ def test_latent_must_divide_by_the_patch() -> None:
 
 
 def test_memory_shrinks_with_workers_and_recomputation() -> None:
-    def total(workers: int, recompute: bool) -> int:
+    def total(workers: int, recompute: Recompute) -> int:
         return memory_estimate(
             KANDINSKY, workers=workers, packs_per_worker=1, pack_tokens=40_000, compute_bytes=2,
             activation_checkpointing=recompute,
         ).total_bytes  # fmt: skip
 
-    assert total(8, True) < total(8, False)
-    assert total(64, True) < total(8, True)
+    assert total(8, "full") < total(8, "selective") < total(8, "none")
+    assert total(64, "full") < total(8, "full")
     # 5.57B parameters, fp32 weights, gradients and two moments.
-    assert total(1, True) > 16 * 5_570_276_928
+    assert total(1, "full") > 16 * 5_570_276_928
 
 
 def test_ladder_goes_by_heads() -> None:

@@ -89,13 +89,13 @@ def growth_of_the_first_update(mup_base_width: int | None) -> float:
             )
             for _ in range(4)
         ]
-        batch = pack(items, config.patch)
+        batch = pack(items, config)
         target = torch.randn(len(batch.visual), config.patch_dim, generator=generator)
         for _ in range(4):
             optimizer.zero_grad()
-            (model(batch) - target).square().mean().backward()
+            (model(batch).velocity - target).square().mean().backward()
             optimizer.step()
-        sizes.append(model(batch).abs().mean().item())
+        sizes.append(model(batch).velocity.abs().mean().item())
     return float(torch.tensor(sizes[1] / sizes[0]).log() / torch.tensor(4.0).log())
 
 

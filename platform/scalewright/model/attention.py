@@ -1,14 +1,18 @@
 """Attention over packed clips behind one interface, and the choice of who computes it.
 
-    (q, k, v, segments) -> out        q, k, v, out: (N, heads, head_dim)
+    (q, k, v, segments, want_lse) -> out, lse        q, k, v, out: (N, heads, head_dim)
 
-Clips attend only to themselves. `flash-attn` where it is installed, torch's varlen attention on
-CUDA otherwise, and on CPU scaled-dot-product attention clip by clip, which is the oracle too.
+Tokens attend only within their segment: a clip, or one group of it. `flash-attn` where it is
+installed, torch's varlen attention on CUDA otherwise, and on CPU scaled-dot-product attention
+segment by segment, which is the oracle too. `lse` (N, heads) is the logarithm of the sum of
+exponentiated logits of each query, in fp32 or wider, where it is asked for: it bounds the largest
+logit, lse - ln(keys) <= max <= lse.
 """
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,14 +21,27 @@ from torch.nn.functional import scaled_dot_product_attention
 
 @dataclass(frozen=True)
 class Segments:
-    """Where clips begin and end in the packed sequence: on the device and on the host."""
+    """Where segments begin and end in the sequence: on the device and on the host."""
 
     cu_seqlens: Tensor
     max_seqlen: int
     lengths: tuple[int, ...]
 
+    @classmethod
+    def of(cls, lengths: list[int]) -> "Segments":
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        return cls(cu_seqlens, max(lengths), tuple(lengths))
 
-Attention = Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
+    def to(self, device: torch.device) -> "Segments":
+        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
+
+
+class Attention(Protocol):
+    """A back end; see the head of this file."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, want_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 def attention_for(device: torch.device, compute: torch.dtype) -> tuple[Attention, str]:
@@ -40,28 +57,50 @@ def attention_for(device: torch.device, compute: torch.dtype) -> tuple[Attention
     return torch_varlen_attention, "torch varlen: flash-attn is not installed"
 
 
-def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """Scaled-dot-product attention, one call a clip; runs everywhere and in every precision."""
-    parts = []
+def segment_attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, want_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled-dot-product attention, one call a segment; runs everywhere, in every precision."""
+    parts, sums = [], []
     for part in zip(*(x.split(segments.lengths) for x in (q, k, v)), strict=True):
         query, key, value = (x.transpose(0, 1)[None] for x in part)
         parts.append(scaled_dot_product_attention(query, key, value)[0].transpose(0, 1))
-    return torch.cat(parts)
+        if want_lse:
+            sums.append(_lse(query[0], key[0]).transpose(0, 1))
+    return torch.cat(parts), torch.cat(sums) if want_lse else None
 
 
-def torch_varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+@torch.no_grad()
+def _lse(query: Tensor, key: Tensor) -> Tensor:
+    """(heads, n, head_dim) each -> (heads, n), by way of the whole matrix of logits."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    logits = query.to(wide) @ key.to(wide).transpose(1, 2) / math.sqrt(query.shape[-1])
+    return logits.logsumexp(-1)
+
+
+def torch_varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, want_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """torch.nn.attention.varlen (CUDA, bf16 or fp16)."""
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     cu, longest = segments.cu_seqlens, segments.max_seqlen
-    out = varlen_attn(q, k, v, cu, cu, longest, longest)
-    assert isinstance(out, Tensor)  # a tuple only where the log-sum-exp is asked for
-    return out
+    if not want_lse:
+        out = varlen_attn(q, k, v, cu, cu, longest, longest)
+        assert isinstance(out, Tensor)  # a tuple only where the log-sum-exp is asked for
+        return out, None
+    out, lse = varlen_attn(q, k, v, cu, cu, longest, longest, return_aux=AuxRequest(lse=True))
+    return out, lse.transpose(0, 1)
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, want_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """flash-attn's varlen kernel (CUDA, bf16 or fp16)."""
     from flash_attn import flash_attn_varlen_func
 
     cu, longest = segments.cu_seqlens, segments.max_seqlen
-    return flash_attn_varlen_func(q, k, v, cu, cu, longest, longest)
+    if not want_lse:
+        return flash_attn_varlen_func(q, k, v, cu, cu, longest, longest), None
+    out, lse, _ = flash_attn_varlen_func(q, k, v, cu, cu, longest, longest, return_attn_probs=True)
+    return out, lse.transpose(0, 1)

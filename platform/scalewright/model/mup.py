@@ -24,7 +24,7 @@ from scalewright.model.shape import ModelConfig
 Role = Literal["input", "hidden", "output", "vector", "finite"]
 
 # adaLN-Zero and muP's zero readout: these start at zero, so that every block starts as identity.
-_ZERO = ("visual_modulation", "text_modulation", "final_modulation", "visual_out")
+_ZERO = ("visual_modulation", "text_modulation", "final_modulation", "visual_out", "score_in")
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,10 @@ class ParamRule:
     wd_mult: float
 
 
-def meta_model(
-    config: ModelConfig,
-    attention: Attention = segment_attention,
-    *,
-    activation_checkpointing: bool = False,
-) -> MMDiT:
+def meta_model(config: ModelConfig, attention: Attention = segment_attention) -> MMDiT:
     """The model without memory; `materialise` gives it weights."""
     with torch.device("meta"):
-        return MMDiT(config, attention, activation_checkpointing=activation_checkpointing)
+        return MMDiT(config, attention)
 
 
 def param_rules(config: ModelConfig) -> dict[str, ParamRule]:

@@ -7,38 +7,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalewright.model.attention import Segments
+from scalewright.model.groups import Grouping, Sizes, grouping
+from scalewright.model.shape import ModelConfig
+
 
 @dataclass(frozen=True)
 class PackItem:
-    """One clip of a pack: a noised latent (T, C, H, W), its text (S, text_dim), its noise level."""
+    """One clip of a pack: a noised latent (T, C, H, W), its text (S, text_dim), its noise level.
+
+    `first_frame_level`, where it is not None, is the noise level of the first latent frame alone
+    (image to video). `scores` by name; one that is not there is unknown to the model.
+    """
 
     latent: Tensor
     text: Tensor
     noise_level: float
+    first_frame_level: float | None = None
+    scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class PackedBatch:
     """Clips as one sequence of N = Nv + Nt tokens, ordered [visual_i, text_i] clip by clip.
 
-    visual (Nv, patch_dim); text (Nt, text_dim); noise_level (R,), one row a clip;
+    visual (Nv, patch_dim); text (Nt, text_dim); noise_level (R,), one row a noise level: a clip
+    has one, or two if its first frame has its own;
+    scores (R, 2·names): value (0 where unknown) and whether it is known, for each name;
     joint_order (N,): where token n of the sequence lies in cat(visual, text);
     visual_places (Nv,): where the visual tokens lie in the sequence;
     positions (N, 3): (t, h, w) of each token, zero for text;
-    modulation_rows (N,): row of the modulation table, r for visual and R + r for text of clip r;
-    cu_seqlens (R + 1,) int32 with `max_seqlen` and `lengths` on the host.
+    modulation_rows (N,): row of the modulation table, r for visual and R + r for text of row r;
+    segments: the clips; groupings: local and global, empty under full attention.
     """
 
     visual: Tensor
     text: Tensor
     noise_level: Tensor
+    scores: Tensor
     joint_order: Tensor
     visual_places: Tensor
     positions: Tensor
     modulation_rows: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
-    lengths: tuple[int, ...]
+    segments: Segments
+    groupings: tuple[Grouping, ...]
 
     def to(self, device: torch.device) -> "PackedBatch":
         moved: dict[str, Any] = {
@@ -46,7 +58,8 @@ class PackedBatch:
             for field in fields(self)
             if isinstance(getattr(self, field.name), Tensor)
         }
-        return replace(self, **moved)
+        groupings = tuple(each.to(device) for each in self.groupings)
+        return replace(self, **moved, segments=self.segments.to(device), groupings=groupings)
 
 
 def patchify(latent: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -67,39 +80,70 @@ def unpatchify(
     return split.permute(0, 4, 3, 1, 5, 2, 6).reshape(T, C, H, W)
 
 
-def pack(items: Sequence[PackItem], patch: tuple[int, int, int]) -> PackedBatch:
+def pack(items: Sequence[PackItem], config: ModelConfig) -> PackedBatch:
     """Lay clips end to end; what each clip sees does not depend on its neighbours."""
-    visual = [patchify(item.latent, patch) for item in items]
+    grids = [_grid(item.latent.shape, config.patch) for item in items]
+    visual = [patchify(item.latent, config.patch) for item in items]
     text = [item.text for item in items]
     visual_total = sum(len(tokens) for tokens in visual)
+    row_total = sum(len(_levels(item)) for item in items)
     order, rows, positions, lengths = [], [], [], []
-    visual_start, text_start = 0, visual_total
-    for row, (item, v, s) in enumerate(zip(items, visual, text, strict=True)):
+    visual_start, text_start, row = 0, visual_total, 0
+    for item, grid, v, s in zip(items, grids, visual, text, strict=True):
         order += [
             torch.arange(visual_start, visual_start + len(v)),
             torch.arange(text_start, text_start + len(s)),
         ]
-        rows += [torch.full((len(v),), row), torch.full((len(s),), len(items) + row)]
-        positions += [_grid(item.latent.shape, patch), torch.zeros(len(s), 3, dtype=torch.long)]
+        last = row + len(_levels(item)) - 1
+        of_visual = torch.full((len(v),), last)
+        of_visual[: grid[1] * grid[2]] = row  # the first frame's own, where it has one
+        rows += [of_visual, torch.full((len(s),), row_total + last)]
+        positions += [_places(grid), torch.zeros(len(s), 3, dtype=torch.long)]
         lengths.append(len(v) + len(s))
-        visual_start += len(v)
-        text_start += len(s)
+        visual_start, text_start, row = visual_start + len(v), text_start + len(s), last + 1
     joint_order = torch.cat(order)
     return PackedBatch(
         visual=torch.cat(visual),
         text=torch.cat(text),
-        noise_level=torch.tensor([item.noise_level for item in items], dtype=torch.float64),
+        noise_level=torch.tensor([x for i in items for x in _levels(i)], dtype=torch.float64),
+        scores=_scores(items, config.scores),
         joint_order=joint_order,
         visual_places=(joint_order < visual_total).nonzero()[:, 0],
         positions=torch.cat(positions),
         modulation_rows=torch.cat(rows),
-        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
-        max_seqlen=max(lengths),
-        lengths=tuple(lengths),
+        segments=Segments.of(lengths),
+        groupings=_groupings(grids, [len(s) for s in text], config),
     )
 
 
-def _grid(shape: torch.Size, patch: tuple[int, int, int]) -> Tensor:
+def _levels(item: PackItem) -> list[float]:
+    """Noise levels of a clip's rows; that of the first frame comes first."""
+    if item.first_frame_level is None:
+        return [item.noise_level]
+    return [item.first_frame_level, item.noise_level]
+
+
+def _scores(items: Sequence[PackItem], names: Sequence[str]) -> Tensor:
+    rows = []
+    for item in items:
+        known = item.scores or {}
+        row = [x for name in names for x in (known.get(name, 0.0), float(name in known))]
+        rows += [row] * len(_levels(item))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _groupings(
+    grids: Sequence[Sizes], texts: Sequence[int], config: ModelConfig
+) -> tuple[Grouping, ...]:
+    if config.attention == "full":
+        return ()
+    return tuple(grouping(grids, texts, config.groups, local) for local in (True, False))
+
+
+def _grid(shape: torch.Size, patch: tuple[int, int, int]) -> Sizes:
     T, _, H, W = shape
-    sizes = (T // patch[0], H // patch[1], W // patch[2])
-    return torch.cartesian_prod(*(torch.arange(size) for size in sizes)).reshape(-1, 3)
+    return T // patch[0], H // patch[1], W // patch[2]
+
+
+def _places(grid: Sizes) -> Tensor:
+    return torch.cartesian_prod(*(torch.arange(size) for size in grid)).reshape(-1, 3)

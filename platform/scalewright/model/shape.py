@@ -1,4 +1,4 @@
-"""Sizes of an MMDiT -> its parameters, FLOPs and memory. Pure Python: the planner uses it too.
+"""Sizes of an MMDiT -> its parameters and FLOPs. Pure Python: the planner uses it too.
 
 The parameter table lists every tensor of the model by its name, so that the count is exact by
 construction; a test holds it against the module on the meta device.
@@ -14,7 +14,14 @@ from scalewright.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes of the MMDiT. Width grows by heads; `mup_base_width` is where muP multipliers are 1."""
+    """Sizes of the MMDiT. Width grows by heads; `mup_base_width` is where muP multipliers are 1.
+
+    `attention` "local_global": blocks attend by turns within contiguous and within strided groups
+    of a clip's tokens, `groups` of them along (t, h, w), each with all of the text. `rope_scale`
+    divides positions along (t, h, w), so that longer axes stay within those trained on. `scores`
+    names conditions beside the text, such as "aesthetics". With `mup_base_depth` every branch is
+    multiplied by base depth over depth (CompleteP, arXiv 2505.01618).
+    """
 
     width: int = 128
     depth: int = 4
@@ -29,7 +36,12 @@ class ModelConfig:
     latent_channels: int = 32
     qk_norm: Literal["rms", "layer"] = "rms"
     norm_affine: bool = True
+    attention: Literal["full", "local_global"] = "full"
+    groups: tuple[int, int, int] = (1, 2, 2)
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scores: tuple[str, ...] = ()
     mup_base_width: int = 64
+    mup_base_depth: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -66,6 +78,19 @@ class ModelConfig:
             raise ConfigError(f"model.patch = {list(self.patch)}; every side at least 1")
         if self.rope_theta <= 0:
             raise ConfigError(f"model.rope_theta = {self.rope_theta}; it must be positive")
+        if min(self.rope_scale) <= 0:
+            raise ConfigError(f"model.rope_scale = {list(self.rope_scale)}; it must be positive")
+        if min(self.groups) < 1:
+            raise ConfigError(f"model.groups = {list(self.groups)}; every axis at least 1")
+        if self.attention == "local_global" and self.depth % 2:
+            raise ConfigError(
+                f"model.depth = {self.depth} is odd, but model.attention = 'local_global' takes "
+                f"blocks in pairs; use {self.depth + 1}"
+            )
+        if len(set(self.scores)) < len(self.scores) or not all(self.scores):
+            raise ConfigError(f"model.scores = {list(self.scores)}; names, each of them once")
+        if self.mup_base_depth is not None and self.mup_base_depth < 1:
+            raise ConfigError(f"model.mup_base_depth = {self.mup_base_depth}; at least 1")
 
     @property
     def heads(self) -> int:
@@ -81,13 +106,27 @@ class ModelConfig:
         """muP's n: width over base width."""
         return self.width / self.mup_base_width
 
+    @property
+    def branch_multiplier(self) -> float:
+        """What every attention and feed-forward branch is multiplied by: 1 without depth muP."""
+        return 1.0 if self.mup_base_depth is None else self.mup_base_depth / self.depth
+
+    @property
+    def group_count(self) -> int:
+        """Groups that share out a clip's visual tokens in every block; 1 is full attention."""
+        return math.prod(self.groups) if self.attention == "local_global" else 1
+
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """Tokens of one clip after patchifying; the unit in which work is counted."""
+    """Tokens of one clip after patchifying; the unit in which work is counted.
+
+    `noise_rows`: 2 where the first latent frame has a noise level of its own.
+    """
 
     visual: int
     text: int
+    noise_rows: int = 1
 
 
 def visual_tokens(config: ModelConfig, latent_frames: int, height: int, width: int) -> int:
@@ -97,7 +136,23 @@ def visual_tokens(config: ModelConfig, latent_frames: int, height: int, width: i
     ):
         if value % patch:
             raise ConfigError(f"latent {axis} = {value} does not divide by the patch size {patch}")
+    check_groups(config, (latent_frames, height, width))
     return (latent_frames * height * width) // math.prod(config.patch)
+
+
+def check_groups(config: ModelConfig, latent: tuple[int, int, int]) -> None:
+    """Refuse a latent (frames, height, width) that local/global groups do not share evenly."""
+    if config.group_count == 1:
+        return
+    for value, patch, groups, axis in zip(
+        latent, config.patch, config.groups, ("frames", "height", "width"), strict=True
+    ):
+        if value % (patch * groups):
+            raise ConfigError(
+                f"latent {axis} = {value} does not share out over {groups} groups of patches of "
+                f"{patch}; use multiples of {patch * groups}, other model.groups, or "
+                "model.attention='full'"
+            )
 
 
 def parameter_table(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -118,6 +173,8 @@ def parameter_table(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     linear("text_in", config.text_dim, d)
     linear("time_in", config.time_freq_dim, td)
     linear("time_out", td, td)
+    if config.scores:
+        linear("score_in", 2 * len(config.scores), td)
     for index in range(config.depth):
         block = f"blocks.{index}"
         linear(f"{block}.visual_modulation", td, 6 * d)
@@ -160,79 +217,23 @@ def block_parameters(config: ModelConfig) -> int:
 def forward_flops(config: ModelConfig, clip: ClipTokens) -> int:
     """Matrix-multiply FLOPs of one forward pass of one clip, attention included.
 
-    Linear layers cost 2·fan_in·fan_out a token; attention 4·d·n² a layer. Modulation runs once a
-    clip. 6ND is off by -51% to -80% for video, so nothing is planned with it.
+    Linear layers cost 2·fan_in·fan_out a token; attention 4·d·n² a layer and group of n tokens, the
+    text being in every group. Modulation runs once a noise level. 6ND is off by -51% to -80% for
+    video, so nothing is planned with it.
     """
-    d, td, L = config.width, config.time_dim, config.depth
-    n = clip.visual + clip.text
-    linear = 2 * (4 + 2 * config.ff_mult) * L * d * d * n
-    attention = 4 * L * d * n * n
+    d, td, L, G = config.width, config.time_dim, config.depth, config.group_count
+    grouped = clip.visual // G + clip.text
+    linear = 2 * (4 + 2 * config.ff_mult) * L * d * d * (clip.visual + clip.text)
+    attention = 4 * L * d * G * grouped * grouped
     ends = 2 * 2 * config.patch_dim * d * clip.visual + 2 * config.text_dim * d * clip.text
-    modulation = 2 * (config.time_freq_dim * td + td * td + 12 * d * td * L + 2 * d * td)
-    return linear + attention + ends + modulation
+    conditions = config.time_freq_dim * td + td * td + 2 * len(config.scores) * td
+    modulation = 2 * (conditions + 12 * d * td * L + 2 * d * td)
+    return linear + attention + ends + modulation * clip.noise_rows
 
 
 def train_flops(config: ModelConfig, clips: Iterable[ClipTokens]) -> int:
     """FLOPs of forward and backward (twice the forward) over `clips`; recomputation not counted."""
     return sum(3 * forward_flops(config, clip) for clip in clips)
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes one worker needs at its peak, by what they are for."""
-
-    weights_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    gathered_bytes: int
-    activations_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        return (
-            self.weights_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.gathered_bytes
-            + self.activations_bytes
-        )
-
-
-def memory_estimate(
-    config: ModelConfig,
-    *,
-    workers: int,
-    packs_per_worker: int,
-    pack_tokens: int,
-    compute_bytes: int,
-    activation_checkpointing: bool,
-) -> MemoryEstimate:
-    """Memory of one of `workers` fully sharded workers that eats packs of `pack_tokens`.
-
-    Weights, gradients and Adam's two moments are fp32 and sharded, but gradients are whole while
-    several packs of a step are added up; two blocks are gathered at a time in the compute type
-    (`compute_bytes` a number). A block keeps about 34·d numbers a token
-    for its backward pass (its inputs to norms, modulation, qkv, attention, feed-forward), or only
-    its input, d, with activation checkpointing plus one block being recomputed.
-    """
-    count = parameters(config)
-    shard = math.ceil(count / workers)
-    block = sum(
-        math.prod(shape)
-        for name, shape in parameter_table(config).items()
-        if name.startswith("blocks.0.")
-    )
-    saved = 34 * config.width * pack_tokens * compute_bytes
-    kept = config.width * pack_tokens * compute_bytes
-    return MemoryEstimate(
-        weights_bytes=4 * shard,
-        gradients_bytes=4 * (shard if packs_per_worker == 1 else count),
-        optimizer_bytes=8 * shard,
-        gathered_bytes=2 * block * compute_bytes if workers > 1 else 0,
-        activations_bytes=(
-            saved + config.depth * kept if activation_checkpointing else config.depth * saved
-        ),
-    )
 
 
 def width_ladder(base: ModelConfig, largest_width: int) -> list[ModelConfig]:

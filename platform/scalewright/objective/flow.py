@@ -16,6 +16,7 @@ from torch import Tensor
 from scalewright.data.sample import Sample
 from scalewright.errors import ConfigError
 from scalewright.model.packed import PackedBatch, PackItem, pack, patchify
+from scalewright.model.shape import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def training_pack(
     samples: Sequence[Sample],
     null_text: Tensor,
     config: FlowConfig,
-    patch: tuple[int, int, int],
+    model: ModelConfig,
     *,
     seed: int,
     step: int,
@@ -94,18 +95,18 @@ def training_pack(
     items, targets = [], []
     for sample in samples:
         generator = keyed_generator("train", seed, sample.id, step)
-        tokens = sample.latent.numel() // (sample.latent.shape[1] * math.prod(patch))
+        tokens = sample.latent.numel() // (sample.latent.shape[1] * math.prod(model.patch))
         level = noise_level(config, generator, tokens)
         dropped = torch.rand((), generator=generator).item() < config.text_dropout
         text = null_text if dropped else sample.text
         noise = torch.randn(sample.latent.shape, generator=generator)
         items.append(PackItem(_mix(sample.latent, noise, level), text, level))
-        targets.append(patchify(noise - sample.latent, patch))
-    return NoisedPack(pack(items, patch), torch.cat(targets))
+        targets.append(patchify(noise - sample.latent, model.patch))
+    return NoisedPack(pack(items, model), torch.cat(targets))
 
 
 def evaluation_pack(
-    samples: Sequence[Sample], levels: Sequence[float], patch: tuple[int, int, int], *, seed: int
+    samples: Sequence[Sample], levels: Sequence[float], model: ModelConfig, *, seed: int
 ) -> NoisedPack:
     """Noise each clip at its given level with noise that is the same at every evaluation."""
     items, targets = [], []
@@ -113,8 +114,8 @@ def evaluation_pack(
         generator = keyed_generator("evaluate", seed, sample.id, round(level, 9))
         noise = torch.randn(sample.latent.shape, generator=generator)
         items.append(PackItem(_mix(sample.latent, noise, level), sample.text, level))
-        targets.append(patchify(noise - sample.latent, patch))
-    return NoisedPack(pack(items, patch), torch.cat(targets))
+        targets.append(patchify(noise - sample.latent, model.patch))
+    return NoisedPack(pack(items, model), torch.cat(targets))
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

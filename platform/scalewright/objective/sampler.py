@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scalewright.model.packed import PackedBatch, PackItem, pack, unpatchify
+from scalewright.model.shape import ModelConfig, visual_tokens
 from scalewright.objective.flow import FlowConfig, keyed_generator, shifted
 
 LatentShape = tuple[int, int, int, int]
@@ -26,7 +27,7 @@ def sample(
     prompts: Sequence[Prompt],
     null_text: Tensor,
     flow: FlowConfig,
-    patch: tuple[int, int, int],
+    model: ModelConfig,
     *,
     steps: int,
     guidance: float,
@@ -44,10 +45,10 @@ def sample(
     for index in range(steps):
         now, after = (1 - index / steps, 1 - (index + 1) / steps)
         velocities = _guided(
-            velocity, prompts, latents, null_text, flow, patch, now, guidance, device
+            velocity, prompts, latents, null_text, flow, model, now, guidance, device
         )
         for row, (prompt, v) in enumerate(zip(prompts, velocities, strict=True)):
-            tokens = _tokens(prompt.shape, patch)
+            tokens = _tokens(prompt.shape, model)
             step = shifted(now, flow, tokens) - shifted(after, flow, tokens)
             latents[row] = latents[row] - step * v
     return latents
@@ -59,27 +60,27 @@ def _guided(
     latents: Sequence[Tensor],
     null_text: Tensor,
     flow: FlowConfig,
-    patch: tuple[int, int, int],
+    model: ModelConfig,
     level: float,
     guidance: float,
     device: torch.device,
 ) -> list[Tensor]:
-    levels = [shifted(level, flow, _tokens(prompt.shape, patch)) for prompt in prompts]
+    levels = [shifted(level, flow, _tokens(prompt.shape, model)) for prompt in prompts]
     texts = [prompt.text for prompt in prompts] + [null_text] * len(prompts)
     items = [
         PackItem(latent, text, level)
         for latent, text, level in zip([*latents, *latents], texts, levels * 2, strict=True)
     ]
-    flat = velocity(pack(items, patch).to(device)).float().cpu()
-    sizes = [_tokens(prompt.shape, patch) for prompt in prompts] * 2
+    flat = velocity(pack(items, model).to(device)).float().cpu()
+    sizes = [_tokens(prompt.shape, model) for prompt in prompts] * 2
     parts = [
-        unpatchify(tokens, prompt.shape, patch)
+        unpatchify(tokens, prompt.shape, model.patch)
         for tokens, prompt in zip(flat.split(sizes), [*prompts, *prompts], strict=True)
     ]
     conditional, unconditional = parts[: len(prompts)], parts[len(prompts) :]
     return [u + guidance * (c - u) for c, u in zip(conditional, unconditional, strict=True)]
 
 
-def _tokens(shape: LatentShape, patch: tuple[int, int, int]) -> int:
+def _tokens(shape: LatentShape, model: ModelConfig) -> int:
     T, _, H, W = shape
-    return (T // patch[0]) * (H // patch[1]) * (W // patch[2])
+    return visual_tokens(model, T, H, W)

@@ -5,10 +5,9 @@ from typing import Any
 
 from scalewright.data.packing import legal_worlds
 from scalewright.errors import ConfigError
+from scalewright.model.memory import MemoryEstimate, memory_estimate
 from scalewright.model.shape import (
-    MemoryEstimate,
     block_parameters,
-    memory_estimate,
     parameters,
 )
 from scalewright.train.hardware import worker_memory_bytes
@@ -49,7 +48,7 @@ def check_memory(config: RunConfig, *, workers_run_here: bool) -> None:
         raise ConfigError(
             f"a worker needs about {need / 2**30:.1f} GiB and has {limit[0] / 2**30:.1f} GiB "
             f"({limit[1]}); lower data.pack_tokens = {config.data.pack_tokens}, set "
-            "parallel.activation_checkpointing=true, use more workers, or choose a smaller model"
+            "parallel.activation_checkpointing=full, use more workers, or choose a smaller model"
         )
 
 

@@ -1,7 +1,9 @@
 """AdamW under muP: parameter groups from the rules by name, and the learning-rate schedule."""
 
+import fnmatch
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +19,8 @@ class OptimizerConfig:
     """AdamW and its schedule.
 
     `beta2` 0.98: 0.999 leaves the second moment outdated when large gradients arrive, which shows
-    as loss spikes (YandexART Vi). `eps` is far below the gradients of wide muP layers.
+    as loss spikes (YandexART Vi). `eps` is far below the gradients of wide muP layers. `freeze`:
+    patterns of names, such as "blocks.0.*", whose weights stay as they are.
     """
 
     lr_peak: float = 4e-3
@@ -29,6 +32,7 @@ class OptimizerConfig:
     eps: float = 1e-12
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("lr_peak", "eps", "clip_norm"):
@@ -76,6 +80,22 @@ def build_optimizer(
         for (lr_mult, wd_mult), parameters in sorted(members.items(), key=lambda item: item[0])
     ]
     return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Take no gradient of the parameters whose names match; every pattern must match some."""
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        matching = fnmatch.filter(parameters, pattern)
+        if not matching:
+            raise ConfigError(
+                f"optimizer.freeze: {pattern!r} matches no parameter; names are such as "
+                f"{', '.join(list(parameters)[:8])}"
+            )
+        for name in matching:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError(f"optimizer.freeze = {list(patterns)} leaves nothing to train")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

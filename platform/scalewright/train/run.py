@@ -5,6 +5,7 @@ from typing import Literal
 
 from scalewright.data.packing import DataConfig, legal_worlds
 from scalewright.errors import ConfigError
+from scalewright.model.memory import Recompute
 from scalewright.model.shape import ModelConfig
 from scalewright.objective.flow import FlowConfig
 from scalewright.train.optimizer import OptimizerConfig
@@ -15,14 +16,19 @@ class ParallelConfig:
     """How many workers share the run, and in which numbers they compute.
 
     Weights and the optimizer are fp32 always; `compute` is the type of gathered weights and
-    activations. `memory_gib`: memory of one worker; left out, the machine is asked.
+    activations. `shard_size`: workers that share one copy of the weights, such as those of a node;
+    left out, all of them do. `activation_checkpointing` "full" keeps only the input of a block for
+    its backward pass, "selective" also attention and half of its matrix products. `memory_gib`:
+    memory of one worker; left out, the machine is asked.
     """
 
     workers: int = 2
     min_workers: int = 1
     gpus_per_worker: int = 0
     compute: Literal["float32", "bfloat16"] = "float32"
-    activation_checkpointing: bool = False
+    shard_size: int | None = None
+    activation_checkpointing: Recompute = "none"
+    compile: bool = False
     memory_gib: float | None = None
     max_restarts: int = 5
     collective_timeout_s: float = 600.0
@@ -39,6 +45,8 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel.gpus_per_worker = {self.gpus_per_worker}; a worker drives 0 or 1 GPU"
             )
+        if self.shard_size is not None and self.shard_size < 1:
+            raise ConfigError(f"parallel.shard_size = {self.shard_size}; at least 1")
         if self.collective_timeout_s < 1:
             raise ConfigError(
                 f"parallel.collective_timeout_s = {self.collective_timeout_s}; at least 1"

@@ -31,7 +31,7 @@ class SampleSet:
 
         def velocity(batch):  # type: ignore[no-untyped-def]
             with autocast:
-                return model(batch)
+                return model(batch).velocity
 
         with torch.no_grad():
             return sample(
@@ -39,7 +39,7 @@ class SampleSet:
                 self.prompts,
                 self.null_text,
                 config.flow,
-                config.model.patch,
+                config.model,
                 steps=config.log.sample_steps,
                 guidance=config.log.guidance,
                 device=device,

@@ -37,7 +37,7 @@ def take_step(
             samples,
             inputs.null_text,
             config.flow,
-            config.model.patch,
+            config.model,
             seed=config.seed,
             step=data.step,
         ).to(world.device)
@@ -76,7 +76,7 @@ def train_step(
     for index, pack in enumerate(packs):
         set_gradient_sync(model, enabled=index == len(packs) - 1)
         with autocast:
-            prediction = model(pack.batch)
+            prediction = model(pack.batch).velocity
         loss = squared_error(prediction, pack.target) / elements
         # FSDP takes the mean over ranks; the loss is a sum over ranks.
         (loss * world.size).backward()

@@ -23,10 +23,10 @@ class Validation:
     """Clips, each at its levels, laid out in packs once; `loss` evaluates a model on them."""
 
     packs: tuple[tuple[tuple[Sample, float], ...], ...]
-    patch: tuple[int, int, int]
+    model: ModelConfig
     seed: int
 
-    def loss(self, model: nn.Module, world: World, autocast: torch.autocast) -> dict[str, float]:
+    def loss(self, network: nn.Module, world: World, autocast: torch.autocast) -> dict[str, float]:
         """Mean squared error of the velocity, over all clips and for pictures and videos apart.
 
         Keys `all`, `picture`, `video`; a kind without clips is left out. Every rank must call it.
@@ -39,16 +39,16 @@ class Validation:
                 # A rank without a pack still takes part in the gathering of weights.
                 counted = place < len(self.packs)
                 pack = self.packs[place if counted else 0]
-                totals += counted * self._errors(model, pack, world)
+                totals += counted * self._errors(network, pack, world)
         world.sum(totals)
         return _means(totals)
 
     def _errors(
-        self, model: nn.Module, pack: Sequence[tuple[Sample, float]], world: World
+        self, network: nn.Module, pack: Sequence[tuple[Sample, float]], world: World
     ) -> torch.Tensor:
         samples, levels = [item[0] for item in pack], [item[1] for item in pack]
-        noised = evaluation_pack(samples, levels, self.patch, seed=self.seed).to(world.device)
-        errors = (model(noised.batch).float() - noised.target.float()).square().sum(1)
+        noised = evaluation_pack(samples, levels, self.model, seed=self.seed).to(world.device)
+        errors = (network(noised.batch).velocity.float() - noised.target.float()).square().sum(1)
         sizes = [sample.latent.numel() // noised.target.shape[1] for sample in samples]
         totals = torch.zeros(2, 2, device=world.device, dtype=torch.float64)
         for sample, error in zip(samples, errors.split(sizes), strict=True):
@@ -77,7 +77,7 @@ def plan_validation(
             tokens.append(ClipTokens(count, len(sample.text)))
     plan = plan_epoch(tokens, pack_tokens, seed=seed, epoch=0)
     packs = tuple(tuple(pairs[index] for index in pack) for pack in plan)
-    return Validation(packs, model.patch, seed)
+    return Validation(packs, model, seed)
 
 
 def _means(totals: torch.Tensor) -> dict[str, float]:

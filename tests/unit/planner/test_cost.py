@@ -6,7 +6,7 @@ from unit.planner.synthetic import Truth, platform_sweep, settings, sweep_of
 from planner.errors import InputError
 from planner.fitting.base import Base, read_base
 from planner.planning.cost import HARDWARE, Hardware, hardware_of, memory_per_gpu, targets
-from scalewright.model.shape import memory_estimate
+from scalewright.model.memory import memory_estimate
 
 
 @pytest.fixture(scope="module")
@@ -95,5 +95,5 @@ def test_memory_is_that_of_as_many_gpus_as_share_a_step_evenly(
         packs_per_worker=packs // workers,
         pack_tokens=2048,
         compute_bytes=4,
-        activation_checkpointing=False,
+        activation_checkpointing="none",
     )

@@ -22,7 +22,8 @@ from planner.fitting.laws import NotFitted
 from planner.planning.cost import Hardware
 from planner.planning.plan import make_plan
 from planner.planning.target import best_size, loss_at
-from scalewright.model.shape import block_parameters, memory_estimate
+from scalewright.model.memory import memory_estimate
+from scalewright.model.shape import block_parameters
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_memory_is_that_of_the_planned_model_on_these_gpus(native: Fit) -> None:
         packs_per_worker=2,
         pack_tokens=2048,
         compute_bytes=4,
-        activation_checkpointing=False,
+        activation_checkpointing="none",
     )
     assert value(plan, "memory_per_gpu_bytes") == expected.total_bytes
     assert "idle_gpus" not in codes(plan)
