@@ -37,6 +37,9 @@ JOBS = set(BELOW) | {"__version__"}
 # The planner's stages, in the order that data pass them; each imports those before it.
 STAGES = ("reading", "fitting", "planning", "designing", "showing")
 
+# What the planner knows of the platform: pure arithmetic of a model's sizes.
+SIZES = ("shape", "memory")
+
 # Who alone may import a package, by the beginning of its path.
 MEASURED = ("tests/", "benchmarks/")
 OWNERS: dict[str, tuple[str, ...]] = {
@@ -164,7 +167,7 @@ def _downward(found: Import) -> bool:
         return True
     folder, *inside = found.file.removesuffix(".py").split("/")
     if folder == "planner":
-        return found.inside("scalewright.model.shape")
+        return any(found.inside(f"scalewright.model.{name}") for name in SIZES)
     target = [*found.name.split("."), "__version__"][1]
     if folder != "platform":
         return target in JOBS
