@@ -136,9 +136,16 @@ def test_a_run_of_other_settings_is_not_gone_on_with(run_on: Run, data_folder: P
     assert (run_on(0) / SUMMARY).read_bytes() == before
 
 
-def test_divergence_stops_the_run_before_it_is_saved(data_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match="no longer finite"):
-        train_on(0, small("optimizer.lr_peak=1e30", "log.every_steps=100"), tmp_path, data_folder)
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [("true", "were skipped, the first of them step 2"), ("false", "no longer finite")],
+)
+def test_divergence_stops_the_run_before_it_is_saved(
+    skip: str, message: str, data_folder: Path, tmp_path: Path
+) -> None:
+    config = small("optimizer.lr_peak=1e30", "log.every_steps=100", f"guard.skip={skip}")
+    with pytest.raises(DivergedError, match=message):
+        train_on(0, config, tmp_path, data_folder)
     assert committed(tmp_path / CHECKPOINTS) == []
     assert not (tmp_path / SUMMARY).exists()
 

@@ -157,7 +157,7 @@ class Loader:
         step, place = divmod(number, self._share)
         of_step = self._rank + place * self._world
         samples = []
-        for entry in self._order.pack(step * self._order.config.packs_per_step + of_step):
+        for entry in self._order.packs(step)[of_step]:
             if self._closed:
                 break
             samples.append(self._reader.read(entry))

@@ -4,6 +4,7 @@ The order is a pure function of (clips, seed, step), so it is the same at any nu
 and a run resumes exactly from the number of its step.
 """
 
+import copy
 import threading
 from bisect import bisect_right, insort
 from collections import OrderedDict
@@ -74,6 +75,22 @@ def plan_epoch(clips: Sequence[ClipTokens], pack_tokens: int, seed: int, epoch: 
     return packs
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Data that are not trained on: those of `steps` steps from the data step `begin`."""
+
+    begin: int
+    steps: int
+
+
+def data_step(step: int, left_out: Sequence[LeftOut]) -> int:
+    """Which step's data a step trains on, those that were left out passed over."""
+    for part in sorted(left_out, key=lambda part: part.begin):
+        if step >= part.begin:
+            step += part.steps
+    return step
+
+
 class PackOrder:
     """The endless sequence of steps: epoch after epoch of packs, `packs_per_step` at a time.
 
@@ -101,6 +118,13 @@ class PackOrder:
         self._starts = [0]  # number of the first pack of each epoch planned so far, and the next
         self._epochs: OrderedDict[int, list[Pack]] = OrderedDict()
         self._lock = threading.Lock()
+        self._left_out: tuple[LeftOut, ...] = ()
+
+    def without(self, left_out: Sequence[LeftOut]) -> "PackOrder":
+        """The same order, some data left out; what is planned is shared."""
+        other = copy.copy(self)
+        other._left_out = tuple(left_out)
+        return other
 
     def pack(self, number: int) -> tuple[Entry, ...]:
         """The clips of pack `number`, counted from the beginning of the run over all steps."""
@@ -116,7 +140,7 @@ class PackOrder:
 
     def epoch_of(self, step: int) -> float:
         """How many epochs have been seen when `step` begins."""
-        number = step * self.config.packs_per_step
+        number = self._numbers(step)[0]
         with self._lock:
             epoch = self._epoch_with(number)
             start, end = self._starts[epoch : epoch + 2]
@@ -129,7 +153,7 @@ class PackOrder:
             return total / (len(self._plan(0)) * self.config.pack_tokens)
 
     def _numbers(self, step: int) -> range:
-        count = self.config.packs_per_step
+        count, step = self.config.packs_per_step, data_step(step, self._left_out)
         return range(step * count, (step + 1) * count)
 
     def _indices(self, number: int) -> Pack:

@@ -21,6 +21,8 @@ from scalewright.model.rope import rotate, rotation
 from scalewright.model.shape import ModelConfig
 from scalewright.model.statistics import Watch, logit_bounds, noise_bins, site_statistics
 
+NOTHING = Watch()
+
 
 class Context(NamedTuple):
     """What every block of a pass reads beside the tokens; a tuple, for FSDP to find its tensors.
@@ -38,7 +40,7 @@ class Context(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a block tells of a pass: `sites` (sites, BINS, 4) and `logits` (BINS, 2), or `power`.
+    """What a block tells of a pass: `sites` (sites, BINS, 4), `logits` (BINS, 2) and `power`.
 
     `power`: sum of squares of its output, with gradient, for a penalty.
     """
@@ -105,7 +107,7 @@ class Block(nn.Module):
         # Autocast may leave normalised queries wider than the values; kernels want one type.
         q = rotate(self.query_norm(q), context.cosine, context.sine).to(v.dtype)
         k = rotate(self.key_norm(k), context.cosine, context.sine).to(v.dtype)
-        want_lse = context.watch is Watch.STATISTICS
+        want_lse = context.watch.statistics
         if isinstance(layout, Grouping):
             out, lse = attend_in_groups(self.attention, q, k, v, layout, want_lse=want_lse)
         else:
@@ -133,7 +135,7 @@ class MMDiT(nn.Module):
         self.final_modulation = nn.Linear(config.time_dim, 2 * d)
         self.visual_out = nn.Linear(d, config.patch_dim)
 
-    def forward(self, batch: PackedBatch, watch: Watch = Watch.NOTHING) -> Prediction:
+    def forward(self, batch: PackedBatch, watch: Watch = NOTHING) -> Prediction:
         dtype = self.visual_in.weight.dtype
         cosine, sine = rotation(batch.positions, self.config)
         time, rows = self._time(batch, dtype), batch.modulation_rows
@@ -187,10 +189,9 @@ def _look(
     lse: Tensor | None,
 ) -> Seen:
     """What the pass was asked to tell; `activations` are those of the first three `SITES`."""
-    if context.watch is Watch.PENALTY:
-        return Seen(power=activations[0].float().square().sum())
+    power = activations[0].float().square().sum() if context.watch.penalty else None
     if lse is None:
-        return Seen()
+        return Seen(power=power)
     row_bins = context.bins.repeat(2)  # visual and text rows of the table
     bins = row_bins[context.rows]
     gates = table.chunk(6, dim=-1)[2::3]
@@ -202,7 +203,7 @@ def _look(
     assert isinstance(segments, Segments)
     lengths = segments.cu_seqlens.diff()
     keys = lengths.repeat_interleave(lengths, output_size=len(bins))
-    return Seen(sites=torch.stack(sites), logits=logit_bounds(lse, keys, bins))
+    return Seen(torch.stack(sites), logit_bounds(lse, keys, bins), power)
 
 
 def _head_norm(config: ModelConfig) -> nn.Module:

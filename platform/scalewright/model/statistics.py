@@ -5,7 +5,7 @@ block and are the same under recomputation. Each is kept apart for `BINS` ranges
 because growth was seen at the noisiest steps first (YandexART Vi).
 """
 
-from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,11 @@ MEASURES = ("min", "max", "square_sum", "count")
 BOUNDS = ("logit_max_above", "logit_max_below")
 
 
-class Watch(Enum):
+class Watch(NamedTuple):
     """What a forward pass returns beside its prediction."""
 
-    NOTHING = "nothing"
-    STATISTICS = "statistics"
-    PENALTY = "penalty"
+    statistics: bool = False
+    penalty: bool = False
 
 
 def noise_bins(noise_level: Tensor) -> Tensor:

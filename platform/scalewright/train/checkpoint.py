@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from scalewright.errors import CheckpointError
 from scalewright.train.parallel import World
+from scalewright.train.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,7 @@ class Checkpointer:
     def save(
         self,
         step: int,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        training: Training,
         run: Mapping[str, Any],
         extras: Mapping[str, bytes],
     ) -> None:
@@ -84,7 +84,7 @@ class Checkpointer:
         self.wait()
         part = self._folder / f"{_name(step)}.attempt-{self._attempt}.part"
         written = dcp.async_save(
-            train_state(model, optimizer),
+            train_state(training),
             storage_writer=dcp.FileSystemWriter(part, single_file_per_rank=True),
             process_group=self._group,
             async_stager=self._stager,
@@ -120,8 +120,18 @@ class Checkpointer:
         for old in committed(self._folder)[self._keep :]:
             shutil.rmtree(old)
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Manifest | None:
-        """Load the newest checkpoint that verifies into model and optimizer; None if none is."""
+    def forget_after(self, step: int) -> None:
+        """Set aside the checkpoints of later steps, so that no restart goes on from them."""
+        self.wait()
+        if self._world.rank == 0:
+            for path in committed(self._folder):
+                if path.name > _name(step):
+                    os.replace(path, path.with_name(f"{path.name}.left-{self._attempt}"))
+        if self._world.sharded:
+            dist.barrier(group=self._group)
+
+    def resume(self, training: Training) -> Manifest | None:
+        """Load the newest checkpoint that verifies; None if there is none."""
         chosen = self._choose() if self._world.rank == 0 else None
         if self._world.sharded:
             box = [chosen]
@@ -130,14 +140,15 @@ class Checkpointer:
         if chosen is None:
             return None
         path, manifest = chosen
-        state = train_state(model, optimizer)
+        state = train_state(training)
         dcp.load(
             state,
             checkpoint_id=path,
             process_group=self._group,
             no_dist=not self._world.sharded,
         )
-        _set_optimizer_steps(optimizer, manifest.step)
+        for moments in training.optimizer.state.values():
+            moments["step"].copy_(state["updates"])
         return manifest
 
     def _choose(self) -> tuple[Path, Manifest] | None:
@@ -150,24 +161,46 @@ class Checkpointer:
         return chosen
 
 
-def train_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights and both moments of Adam, by parameter name; moments begin as zeros."""
+def train_state(training: Training) -> dict[str, Any]:
+    """All tensors of a run by name: weights, moments and average of those trained, the guard's.
+
+    Moments begin as zeros. `updates`: steps that were not skipped, of which Adam keeps count.
+    """
     first, second = {}, {}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
+    updates = torch.tensor(0.0)
+    for name, parameter in training.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        state = training.optimizer.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, device=training.world.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         first[name], second[name] = state["exp_avg"], state["exp_avg_sq"]
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return {"model": weights, "exp_avg": first, "exp_avg_sq": second}
+        updates = state["step"]
+    memory = {"kept": training.memory.kept, "accepted": training.memory.accepted}
+    state = {
+        "model": _weights(training.model),
+        "exp_avg": first,
+        "exp_avg_sq": second,
+        "updates": updates.clone(),
+        "guard": memory,
+    }
+    return state if training.average is None else state | {"average": training.average.weights}
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load a checkpoint's weights alone into an unsharded model."""
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def load_weights(path: Path, model: nn.Module, *, averaged: bool = False) -> None:
+    """Load a checkpoint's weights alone into an unsharded model; `averaged` ones where asked."""
+    weights = _weights(model)
     dcp.load({"model": weights}, checkpoint_id=path, no_dist=True)
+    if averaged:
+        held = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        average = {name: w for name, w in weights.items() if f"average.{name}" in held}
+        dcp.load({"average": average}, checkpoint_id=path, no_dist=True)
 
 
 def committed(folder: Path) -> list[Path]:
@@ -228,9 +261,3 @@ def _replace_folder(new: Path, final: Path) -> None:
         os.replace(final, aside)
     os.replace(new, final)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _set_optimizer_steps(optimizer: torch.optim.Optimizer, step: int) -> None:
-    for state in optimizer.state.values():
-        counter: Tensor = state["step"]
-        counter.fill_(float(step))

@@ -41,6 +41,10 @@ class Inputs:
     def visual_tokens(self, step: int) -> int:
         return sum(clip.visual for clip in self.order.tokens(step))
 
+    def tokens(self, step: int) -> int:
+        """Visual and text tokens of the step, with the captions that dropout replaces."""
+        return sum(clip.visual + clip.text for clip in self.order.tokens(step))
+
     def flops(self, step: int) -> int:
         """Exact FLOPs of the step, forward and backward, over all ranks."""
         return train_flops(self.model, self.order.tokens(step))
@@ -118,7 +122,7 @@ def pick_validation(entries: list[Entry], count: int) -> list[Entry]:
 def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What must stay the same for a run to be resumed: all that its numbers depend on."""
     tree = to_dict(config)
-    kept = ("seed", "steps", "model", "flow", "optimizer")
+    kept = ("seed", "steps", "model", "flow", "optimizer", "guard", "activation_penalty")
     data = {key: tree["data"][key] for key in ("pack_tokens", "packs_per_step")}
     return {
         **{key: tree[key] for key in kept},

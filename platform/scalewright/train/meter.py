@@ -1,24 +1,45 @@
 """What happened since the last report: loss, norms, speed. Numbers leave the device once."""
 
-import math
 import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
-from scalewright.errors import DivergedError
-from scalewright.train.parallel import World, total_norm
+from scalewright.train.parallel import total_norm
+from scalewright.train.statistics import as_metrics, gains_of, logit_bound
 from scalewright.train.step import StepResult
+from scalewright.train.training import Training
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A step (from 1) that changed nothing, with its numbers and the limits they broke."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    loss_limit: float
+    norm_limit: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Metrics over the steps since the last report, and which of them were skipped."""
+
+    metrics: dict[str, float]
+    skips: tuple[Skip, ...]
 
 
 @dataclass
 class Meter:
-    """Adds up steps; `report` turns them into metrics and stops a run that has diverged."""
+    """Adds up steps; `report` turns them into metrics."""
 
-    world: World
+    training: Training
     peak_flops: float
     results: list[StepResult] = field(default_factory=list)
+    gains: Tensor | None = None
     clips: int = 0
     visual_tokens: int = 0
     flops: int = 0
@@ -27,44 +48,59 @@ class Meter:
     def add(self, result: StepResult, *, clips: int, visual_tokens: int, flops: int) -> None:
         """Count one step; the counts are those of all ranks together."""
         self.results.append(result)
+        gains = gains_of(self.training.model)
+        self.gains = gains if self.gains is None else torch.maximum(self.gains, gains)
         self.clips += clips
         self.visual_tokens += visual_tokens
         self.flops += flops
 
-    def report(self, step: int, model: nn.Module, *, lr: float, wait_s: float) -> dict[str, float]:
+    def report(self, step: int, *, lr: float, wait_s: float) -> Report:
         """Metrics over the steps up to `step` since the last report; every rank must call it."""
-        losses = self.world.sum(torch.stack([result.loss_share for result in self.results]))
-        norms = torch.stack([result.gradient_norm for result in self.results])
-        self._stop_if_diverged(step, losses, norms)
-        elapsed_s = time.perf_counter() - self.begin_s
-        steps = len(self.results)
+        world, model = self.training.world, self.training.model
+        numbers = torch.stack(
+            [torch.stack((r.loss, r.gradient_norm, r.skipped.double())) for r in self.results]
+        )
+        losses, norms, skipped = numbers.unbind(1)
+        elapsed_s, steps = time.perf_counter() - self.begin_s, len(self.results)
+        taken = skipped == 0
         metrics = {
-            "loss/train": losses.mean().item(),
+            "loss/train": losses[taken].mean().item(),
             "optim/lr": lr,
             "grad/norm": norms[-1].item(),
             "grad/norm_max": norms.max().item(),
-            "optim/weight_norm": total_norm(list(model.parameters()), self.world).item(),
+            "guard/skipped_steps": skipped.sum().item(),
+            "attention/gain_bound": self._gain_bound(),
+            "optim/weight_norm": total_norm(list(model.parameters()), world).item(),
             "perf/step_s": elapsed_s / steps,
             "perf/clips_per_s": self.clips / elapsed_s,
             "perf/visual_tokens_per_s": self.visual_tokens / elapsed_s,
-            "perf/flop_utilisation": self.flops / elapsed_s / (self.peak_flops * self.world.size),
+            "perf/flop_utilisation": self.flops / elapsed_s / (self.peak_flops * world.size),
             "data/wait_s": wait_s / steps,
-            "elastic/world_size": self.world.size,
+            "elastic/world_size": world.size,
         }
+        for result in self.results:
+            if result.statistics is not None:
+                metrics |= as_metrics(result.statistics)
+        skips = self._skips(step - steps, numbers)
         self.restart()
-        return metrics
+        return Report(metrics, skips)
 
     def restart(self) -> None:
         """Begin a new interval, leaving out whatever happened since the last one ended."""
-        self.results, self.clips, self.visual_tokens, self.flops = [], 0, 0, 0
+        self.results, self.gains, self.clips, self.visual_tokens, self.flops = [], None, 0, 0, 0
         self.begin_s = time.perf_counter()
 
-    def _stop_if_diverged(self, step: int, losses: Tensor, norms: Tensor) -> None:
-        for offset, (loss, norm) in enumerate(zip(losses.tolist(), norms.tolist(), strict=True)):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                at = step - len(self.results) + offset + 1
-                raise DivergedError(
-                    f"step {at}: loss = {loss}, gradient norm = {norm}: no longer finite. No "
-                    "checkpoint was written since; lower optimizer.lr_peak, or look at the clips "
-                    "of this step"
-                )
+    def _gain_bound(self) -> float:
+        """No attention logit of these steps was larger, by the gains of QK-norm alone."""
+        assert self.gains is not None
+        if self.training.world.size > 1:
+            dist.all_reduce(self.gains, op=dist.ReduceOp.MAX)
+        head_dim = self.training.config.model.head_dim
+        return logit_bound(self.gains, head_dim).max().item()
+
+    def _skips(self, begin: int, numbers: Tensor) -> tuple[Skip, ...]:
+        return tuple(
+            Skip(begin + index + 1, loss, norm, *self.results[index].limits.tolist())
+            for index, (loss, norm, skipped) in enumerate(numbers.tolist())
+            if skipped
+        )

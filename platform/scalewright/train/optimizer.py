@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scalewright.errors import ConfigError
 from scalewright.model.mup import ParamRule
@@ -20,7 +20,8 @@ class OptimizerConfig:
 
     `beta2` 0.98: 0.999 leaves the second moment outdated when large gradients arrive, which shows
     as loss spikes (YandexART Vi). `eps` is far below the gradients of wide muP layers. `freeze`:
-    patterns of names, such as "blocks.0.*", whose weights stay as they are.
+    patterns of names, such as "blocks.0.*", whose weights stay as they are. `average_decay`: of an
+    exponential moving average of the weights, which is then validated and sampled from.
     """
 
     lr_peak: float = 4e-3
@@ -33,6 +34,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     freeze: tuple[str, ...] = ()
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr_peak", "eps", "clip_norm"):
@@ -43,6 +45,10 @@ class OptimizerConfig:
                 raise ConfigError(
                     f"optimizer.{name} = {getattr(self, name)}; allowed: 0 to below 1"
                 )
+        if self.average_decay is not None and not 0 <= self.average_decay < 1:
+            raise ConfigError(
+                f"optimizer.average_decay = {self.average_decay}; allowed: 0 to below 1"
+            )
         if self.weight_decay < 0:
             raise ConfigError(f"optimizer.weight_decay = {self.weight_decay}; at least 0")
         if self.warmup_steps < 0:
@@ -79,7 +85,8 @@ def build_optimizer(
         }
         for (lr_mult, wd_mult), parameters in sorted(members.items(), key=lambda item: item[0])
     ]
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -102,3 +109,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Scale every group relative to the base learning rate, as muP asks."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_mult"]
+
+
+def set_skip(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+    """Let the next step change nothing where `skipped` () is 1, without asking the device.
+
+    Fused AdamW reads it, as it does under gradient scaling: weights, moments and its count of steps
+    stay as they are.
+    """
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from scalewright.errors import ConfigError
 from scalewright.model.memory import Recompute
 from scalewright.model.shape import ModelConfig
 from scalewright.objective.flow import FlowConfig
+from scalewright.train.guard import GuardConfig
 from scalewright.train.optimizer import OptimizerConfig
 
 
@@ -78,12 +79,16 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How often a run reports, validates and samples. Zero `sample_clips` samples nothing."""
+    """How often a run reports, validates and samples. Zero `sample_clips` samples nothing.
+
+    Every `statistics_every_steps` a step also tells of activations, attention and parameters.
+    """
 
     every_steps: int = 10
+    statistics_every_steps: int = 50
     validate_every_steps: int = 200
     validation_clips: int = 64
-    validation_levels: int = 4
+    validation_levels: int = 8
     sample_every_steps: int = 400
     sample_clips: int = 4
     sample_steps: int = 24
@@ -92,6 +97,7 @@ class LogConfig:
     def __post_init__(self) -> None:
         for name in (
             "every_steps",
+            "statistics_every_steps",
             "validate_every_steps",
             "validation_clips",
             "validation_levels",
@@ -105,6 +111,20 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """A loss on the mean square of every block's output, every so many steps (YandexART Vi)."""
+
+    weight: float = 0.0
+    every_steps: int = 8
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ConfigError(f"activation_penalty.weight = {self.weight}; at least 0")
+        if self.every_steps < 1:
+            raise ConfigError(f"activation_penalty.every_steps = {self.every_steps}; at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A run. `steps` global steps of `data.packs_per_step` packs, whatever the world size."""
 
@@ -115,6 +135,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    activation_penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

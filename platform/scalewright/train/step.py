@@ -1,37 +1,56 @@
-"""One optimizer step: packs in, updated weights out. The loss is divided by the global count."""
+"""One optimizer step: packs in, updated weights out. Nothing of it waits for the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scalewright.data.loader import StepData
+from scalewright.model.mmdit import Seen
+from scalewright.model.statistics import Watch
 from scalewright.objective.flow import NoisedPack, squared_error, training_pack
 from scalewright.train.inputs import Inputs
-from scalewright.train.optimizer import lr_at, set_lr
-from scalewright.train.parallel import World, local, set_gradient_sync, total_norm
-from scalewright.train.run import RunConfig
+from scalewright.train.optimizer import lr_at, set_lr, set_skip
+from scalewright.train.parallel import local, set_gradient_sync
+from scalewright.train.statistics import (
+    Statistics,
+    activity_of,
+    adam_updates,
+    kinds_of,
+    reduce,
+    squares_by_kind,
+    squares_of,
+)
+from scalewright.train.training import Training
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Tensors that have not left the device: this rank's share of the loss; the global norm."""
+    """Of one step, still on the device and equal on all ranks.
 
-    loss_share: Tensor
+    `loss` over all ranks; `gradient_norm` before clipping; `skipped` 1 where the guard kept the
+    weights as they were, and the `limits` (2,) on loss and norm that it held.
+    """
+
+    loss: Tensor
     gradient_norm: Tensor
+    skipped: Tensor
+    limits: Tensor
+    statistics: Statistics | None
 
 
-def take_step(
-    config: RunConfig,
-    inputs: Inputs,
-    data: StepData,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    world: World,
-    autocast: torch.autocast,
-) -> StepResult:
+@dataclass(frozen=True)
+class Counts:
+    """Of a whole step over all ranks, known before it: `elements` of velocities, all `tokens`."""
+
+    elements: int
+    tokens: int
+
+
+def take_step(training: Training, inputs: Inputs, data: StepData, watch: Watch) -> StepResult:
     """Noise this rank's clips of a step as the config says, and train on them."""
+    config = training.config
     packs = [
         training_pack(
             samples,
@@ -40,56 +59,98 @@ def take_step(
             config.model,
             seed=config.seed,
             step=data.step,
-        ).to(world.device)
+        ).to(training.world.device)
         for samples in data.packs
     ]
-    return train_step(
-        model,
-        optimizer,
-        packs,
-        elements=inputs.elements(data.step),
-        lr=lr_at(data.step, config.steps, config.optimizer),
-        clip_norm=config.optimizer.clip_norm,
-        world=world,
-        autocast=autocast,
-    )
+    counts = Counts(inputs.elements(data.step), inputs.tokens(data.step))
+    return train_step(training, packs, step=data.step, counts=counts, watch=watch)
 
 
 def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    packs: Sequence[NoisedPack],
-    *,
-    elements: int,
-    lr: float,
-    clip_norm: float,
-    world: World,
-    autocast: torch.autocast,
+    training: Training, packs: Sequence[NoisedPack], *, step: int, counts: Counts, watch: Watch
 ) -> StepResult:
-    """Forward and backward over this rank's packs, clip, update.
+    """Forward and backward over this rank's packs, judge, clip, update.
 
-    `elements`: numbers in the velocities of the whole step over all ranks, so that a clip weighs
-    the same whichever rank and pack it is in.
+    Losses are divided by numbers of the whole step, so that a clip weighs the same whichever rank
+    and pack it is in.
     """
-    set_lr(optimizer, lr)
-    loss_share = torch.zeros((), device=world.device, dtype=torch.float64)
-    for index, pack in enumerate(packs):
-        set_gradient_sync(model, enabled=index == len(packs) - 1)
-        with autocast:
-            prediction = model(pack.batch).velocity
-        loss = squared_error(prediction, pack.target) / elements
-        # FSDP takes the mean over ranks; the loss is a sum over ranks.
-        (loss * world.size).backward()
-        loss_share += loss.detach()
-    gradient_norm = _clip(model, clip_norm, world)
+    model, optimizer, world, config = (
+        training.model,
+        training.optimizer,
+        training.world,
+        training.config,
+    )
+    loss, passes = _backward(training, packs, counts, watch)
+    trained = [p for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in trained if p.grad is not None]
+    squares = squares_of(gradients)
+    # Every group of `shard_size` ranks holds all gradients, each rank a part of the loss.
+    groups = world.size // world.shard_size
+    loss, square = world.sum(torch.stack((loss, squares.sum() / groups))).unbind()
+    norm = square.sqrt()
+    skipped, limits = training.memory.judge(loss, norm)
+    _clip(gradients, norm, config.optimizer.clip_norm)
+    set_lr(optimizer, lr_at(step, config.steps, config.optimizer))
+    set_skip(optimizer, skipped)
     optimizer.step()
+    statistics = _statistics(training, passes, squares, skipped) if watch.statistics else None
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_share, gradient_norm)
+    if training.average is not None:
+        training.average.update(step)
+    return StepResult(loss, norm, skipped, limits, statistics)
 
 
-def _clip(model: nn.Module, clip_norm: float, world: World) -> Tensor:
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = total_norm(gradients, world)
+def _backward(
+    training: Training, packs: Sequence[NoisedPack], counts: Counts, watch: Watch
+) -> tuple[Tensor, list[tuple[Seen, ...]]]:
+    """Gradients of all packs added up; this rank's share of the loss, and what the passes tell."""
+    share = torch.zeros((), device=training.world.device, dtype=torch.float64)
+    passes = []
+    for index, pack in enumerate(packs):
+        set_gradient_sync(training.model, enabled=index == len(packs) - 1)
+        with training.autocast:
+            prediction = training.model(pack.batch, watch)
+        loss = squared_error(prediction.velocity, pack.target) / counts.elements
+        share += loss.detach()
+        if watch.penalty:
+            loss = loss + _penalty(training, prediction.seen, counts)
+        # FSDP takes the mean over ranks; the loss is a sum over ranks.
+        (loss * training.world.size).backward()
+        passes.append(prediction.seen)
+    return share, passes
+
+
+def _penalty(training: Training, seen: tuple[Seen, ...], counts: Counts) -> Tensor:
+    """Mean square of every block's output, added up (YandexART Vi), times its weight."""
+    config = training.config
+    powers = torch.stack([block.power for block in seen if block.power is not None])
+    weight = config.activation_penalty.weight / (counts.tokens * config.model.width)
+    return powers.sum() * weight
+
+
+def _clip(gradients: Sequence[Tensor], norm: Tensor, clip_norm: float) -> None:
     factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype)
     torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
-    return norm
+
+
+def _statistics(
+    training: Training,
+    passes: list[tuple[Seen, ...]],
+    gradient_squares: Tensor,
+    skipped: Tensor,
+) -> Statistics:
+    kinds, index = kinds_of(training.model)
+    trained = [p for p in training.model.parameters() if p.requires_grad]
+    of_parameters = torch.stack(
+        [
+            squares_by_kind(squares, index, len(kinds))
+            for squares in (
+                squares_of([p.detach() for p in trained]),
+                gradient_squares,
+                squares_of(adam_updates(training.model, training.optimizer)) * (1 - skipped),
+            )
+        ],
+        dim=1,
+    )
+    activity, norms = reduce(activity_of(passes), of_parameters, training.world)
+    return Statistics(activity, norms, kinds)

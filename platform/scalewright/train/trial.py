@@ -12,13 +12,13 @@ from scalewright import __version__
 from scalewright.config import digest
 from scalewright.data.loader import Loader
 from scalewright.errors import ConfigError
-from scalewright.model.mup import param_rules
 from scalewright.model.shape import block_parameters, parameters
+from scalewright.model.statistics import Watch
 from scalewright.train.inputs import Inputs, open_inputs
-from scalewright.train.optimizer import build_optimizer
-from scalewright.train.parallel import autocast, build_model, current_world
+from scalewright.train.parallel import current_world
 from scalewright.train.run import RunConfig
 from scalewright.train.step import take_step
+from scalewright.train.training import Training, begin_training
 from scalewright.train.validate import plan_validation
 
 # A loss this many times that of an untrained model will not come back within a sweep's run.
@@ -41,15 +41,20 @@ class Trial:
 
 
 def trial_config(base: RunConfig, trial: Trial, steps: int, warmup_share: float) -> RunConfig:
-    """The config of a trial: the base with its width, learning rate, seed and length."""
+    """The config of a trial: the base with its width, learning rate, seed and length.
+
+    Nothing is skipped and nothing averaged: a sweep measures what a learning rate does.
+    """
     return replace(
         base,
         name=trial.key.replace("+", ""),
         seed=trial.seed,
         steps=steps,
         model=replace(base.model, width=trial.width),
+        guard=replace(base.guard, skip=False),
         optimizer=replace(
             base.optimizer,
+            average_decay=None,
             lr_peak=trial.lr_peak,
             warmup_steps=max(1, round(warmup_share * steps)),
         ),
@@ -108,29 +113,24 @@ def run_trial(base: RunConfig, trial: Trial, data: Path) -> dict[str, Any]:
 
 
 def _train(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
-    world = current_world(torch.device("cpu"))
-    rules = param_rules(config.model)
-    model = build_model(config, rules, world)
-    optimizer = build_optimizer(model, rules, config.optimizer)
-    cast = autocast(config, world)
+    training = begin_training(config, current_world(torch.device("cpu")))
     losses: list[torch.Tensor] = []
     with Loader(
         inputs.reader, inputs.order, rank=0, world=1, start_step=0, stop_step=config.steps
     ) as loader:
         for data in loader:
-            result = take_step(config, inputs, data, model, optimizer, world, cast)
-            losses.append(result.loss_share)
+            losses.append(take_step(training, inputs, data, Watch()).loss)
             if data.step % CHECK_EVERY_STEPS == 0 and (reason := _diverged(losses)):
                 return {"status": "diverged", "reason": f"step {data.step}: {reason}"}
     if reason := _diverged(losses):
         return {"status": "diverged", "reason": f"step {config.steps - 1}: {reason}"}
-    return {"status": "done", "reason": None, **_final_losses(config, inputs, model, losses)}
+    return {"status": "done", "reason": None, **_final_losses(training, inputs, losses)}
 
 
 def _final_losses(
-    config: RunConfig, inputs: Inputs, model: torch.nn.Module, losses: list[torch.Tensor]
+    training: Training, inputs: Inputs, losses: list[torch.Tensor]
 ) -> dict[str, float]:
-    world = current_world(torch.device("cpu"))
+    config = training.config
     validation = plan_validation(
         inputs.read(inputs.validation),
         config.flow,
@@ -140,7 +140,7 @@ def _final_losses(
         # The same noise for every trial, so that they differ by the model alone.
         seed=0,
     )
-    kinds = validation.loss(model, world, autocast(config, world))
+    kinds = validation.loss(training.model, training.world, training.autocast)
     tail = losses[-max(1, len(losses) // 10) :]
     named = {f"loss_{kind}": loss for kind, loss in kinds.items() if kind != "all"}
     return {"loss": kinds["all"], **named, "train_loss": torch.stack(tail).mean().item()}

@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,27 @@ from scalewright.config import to_dict
 from scalewright.data.codec import codec_for
 from scalewright.data.loader import Loader, StepData
 from scalewright.data.sample import Entry
+from scalewright.errors import DivergedError
 from scalewright.events import EVENTS_FILE, EventLog
 from scalewright.model.attention import attention_for
-from scalewright.model.mmdit import MMDiT
-from scalewright.model.mup import param_rules
+from scalewright.model.statistics import Watch
 from scalewright.train.checkpoint import Checkpointer
+from scalewright.train.guard import (
+    Rewind,
+    read_left_out,
+    rewind_for,
+    stop_if_not_finite,
+    write_left_out,
+)
 from scalewright.train.hardware import peak_flops
 from scalewright.train.inputs import check_same_run, identity, open_inputs
 from scalewright.train.meter import Meter
-from scalewright.train.optimizer import build_optimizer, lr_at
-from scalewright.train.parallel import World, autocast, build_model, current_world
+from scalewright.train.optimizer import lr_at
+from scalewright.train.parallel import World, current_world
 from scalewright.train.run import RunConfig
 from scalewright.train.samples import SampleSet, sample_set, write_frames
 from scalewright.train.step import take_step
+from scalewright.train.training import begin_training
 from scalewright.train.validate import Validation, plan_validation
 
 logger = logging.getLogger(__name__)
@@ -55,7 +64,7 @@ def train(config: RunConfig, place: RunPlace, device: torch.device) -> None:
     Runs alone in a process, or as one rank of an initialised process group. Rank 0 writes events,
     samples and, when all is done, the summary.
     """
-    world = current_world(device)
+    world = current_world(device, config.parallel.shard_size)
     worker = _Worker(config, place, world)
     try:
         worker.run()
@@ -70,10 +79,7 @@ class _Worker:
         self.config, self.place, self.world = config, place, world
         self.inputs = open_inputs(config, place.data)
         self.identity = identity(config, self.inputs)
-        rules = param_rules(config.model)
-        self.model: MMDiT = build_model(config, rules, world)
-        self.optimizer = build_optimizer(self.model, rules, config.optimizer)
-        self.autocast = autocast(config, world)
+        self.training = begin_training(config, world)
         self.checkpoints = Checkpointer(
             place.folder / CHECKPOINTS, world, place.attempt, config.checkpoint.keep
         )
@@ -84,7 +90,10 @@ class _Worker:
         )
         peak, reason = peak_flops(world.device)
         self.peak = f"{peak:.3g} FLOP/s a worker: {reason}"
-        self.meter = Meter(world, peak)
+        self.meter = Meter(self.training, peak)
+        self.left_out = read_left_out(place.folder)
+        self.skipped: list[int] = []
+        self.last: dict[str, float] = {}
 
     def run(self) -> None:
         start = self._resume()
@@ -97,9 +106,18 @@ class _Worker:
             )[1],
             peak=self.peak,
         )
+        while (rewind := self._train_from(start)) is not None:
+            start = self._go_back(rewind)
+        self.checkpoints.wait()
+        self._finish()
+
+    def _train_from(self, start: int) -> Rewind | None:
+        """Steps from `start` to the last, or until the guard wants to go back."""
+        order = self.inputs.order.without(self.left_out)
+        self.inputs = replace(self.inputs, order=order)
         loader = Loader(
             self.inputs.reader,
-            self.inputs.order,
+            order,
             rank=self.world.rank,
             world=self.world.size,
             start_step=start,
@@ -107,7 +125,6 @@ class _Worker:
         )
         log, every = self.config.log, self.config.checkpoint.every_steps
         also = (log.validate_every_steps, log.sample_every_steps)
-        last: dict[str, float] = {}
         with loader:
             self.meter.restart()
             waited_s = 0.0
@@ -116,15 +133,39 @@ class _Worker:
                 done = data.step + 1
                 if self._due(done, log.every_steps, every, *also):
                     wait_s, waited_s = loader.wait_s - waited_s, loader.wait_s
-                    last |= self._report(done, wait_s)
-                if self._due(done, every):
+                    rewind = self._report(done, wait_s)
+                    if rewind is not None:
+                        return rewind
+                if self._due(done, every) and data.step not in self.skipped:
                     self._save(done)
                 if self._due(done, log.validate_every_steps):
-                    last |= self._validate(done)
+                    self._validate(done)
                 if self._due(done, log.sample_every_steps):
                     self._draw(done)
-        self.checkpoints.wait()
-        self._finish(last)
+        return None
+
+    def _go_back(self, rewind: Rewind) -> int:
+        """Forget what came after the rewind's step, and leave out its data from now on."""
+        self._event("rewind", to_step=rewind.to_step, reason=rewind.reason,
+                    left_out=asdict(rewind.left_out))  # fmt: skip
+        self.checkpoints.forget_after(rewind.to_step)
+        self.left_out = (*self.left_out, rewind.left_out)
+        start = self._resume()
+        if start == 0 or len(self.left_out) > self.config.guard.rewinds:
+            raise DivergedError(
+                f"{rewind.reason}; "
+                + (
+                    f"no checkpoint of step {rewind.to_step} or before to go back to"
+                    if start == 0
+                    else f"the run went back {self.config.guard.rewinds} times already "
+                    "(guard.rewinds)"
+                )
+                + ". Lower optimizer.lr_peak, or look at the clips of these steps"
+            )
+        if self.world.rank == 0:
+            write_left_out(self.place.folder, self.left_out)
+        self.skipped = [step for step in self.skipped if step < start]
+        return start
 
     def close(self) -> None:
         self.checkpoints.close()
@@ -133,7 +174,7 @@ class _Worker:
             self.events.close()
 
     def _resume(self) -> int:
-        manifest = self.checkpoints.resume(self.model, self.optimizer)
+        manifest = self.checkpoints.resume(self.training)
         if manifest is None:
             return 0
         check_same_run(manifest.run["identity"], self.identity, self.place.folder)
@@ -146,15 +187,12 @@ class _Worker:
         return manifest.step
 
     def _step(self, data: StepData) -> None:
-        result = take_step(
-            self.config,
-            self.inputs,
-            data,
-            self.model,
-            self.optimizer,
-            self.world,
-            self.autocast,
+        log, penalty = self.config.log, self.config.activation_penalty
+        watch = Watch(
+            statistics=(data.step + 1) % log.statistics_every_steps == 0,
+            penalty=penalty.weight > 0 and (data.step + 1) % penalty.every_steps == 0,
         )
+        result = take_step(self.training, self.inputs, data, watch)
         self.meter.add(
             result,
             clips=len(self.inputs.order.tokens(data.step)),
@@ -165,33 +203,44 @@ class _Worker:
     def _due(self, done: int, *every: int) -> bool:
         return done == self.config.steps or any(done % steps == 0 for steps in every)
 
-    def _report(self, done: int, wait_s: float) -> dict[str, float]:
+    def _report(self, done: int, wait_s: float) -> Rewind | None:
+        """Tell of the steps since the last report, and whether the run must go back."""
         lr = lr_at(done - 1, self.config.steps, self.config.optimizer)
-        metrics = self.meter.report(done, self.model, lr=lr, wait_s=wait_s)
-        metrics["data/epoch"] = self.inputs.order.epoch_of(done)
+        report = self.meter.report(done, lr=lr, wait_s=wait_s)
+        metrics = report.metrics | {"data/epoch": self.inputs.order.epoch_of(done)}
         if self.events is not None:
             self.events.metrics(done, metrics)
-        return metrics
+        for skip in report.skips:
+            self._event("skip", **asdict(skip))
+        self.last |= metrics
+        self.skipped += [skip.step - 1 for skip in report.skips]
+        if not self.config.guard.skip:
+            stop_if_not_finite(done, metrics)
+        return rewind_for(self.skipped, done, self.config.steps, self.left_out, self.config.guard)
 
     def _save(self, done: int) -> None:
         run = {"config": to_dict(self.config), "identity": self.identity}
         null_text = safetensors_bytes({"text": self.inputs.null_text})
-        self.checkpoints.save(done, self.model, self.optimizer, run, {NULL_TEXT: null_text})
+        self.checkpoints.save(done, self.training, run, {NULL_TEXT: null_text})
         self._event("save", step=done)
         self.meter.restart()
 
-    def _validate(self, done: int) -> dict[str, float]:
-        losses = self.validation.loss(self.model, self.world, self.autocast)
+    def _validate(self, done: int) -> None:
+        with self._averaged():
+            losses = self.validation.loss(self.training.model, self.world, self.training.autocast)
         metrics = {f"eval/loss_{kind}": loss for kind, loss in losses.items()}
         if self.events is not None:
             self.events.metrics(done, metrics)
+        self.last |= metrics
         self.meter.restart()
-        return metrics
 
     def _draw(self, done: int) -> None:
         if not self.samples.prompts:
             return
-        latents = self.samples.draw(self.model, self.config, self.world.device, self.autocast)
+        with self._averaged():
+            latents = self.samples.draw(
+                self.training.model, self.config, self.world.device, self.training.autocast
+            )
         if self.events is not None:
             for index, latent in enumerate(latents):
                 stem = self.place.folder / "samples" / f"step-{done:08d}-{index}"
@@ -199,7 +248,11 @@ class _Worker:
                 self.events.artifact(write_frames(frames, stem), "samples", done)
         self.meter.restart()
 
-    def _finish(self, last: dict[str, float]) -> None:
+    def _averaged(self) -> AbstractContextManager[None]:
+        average = self.training.average
+        return nullcontext() if average is None else average.in_place()
+
+    def _finish(self) -> None:
         if self.events is None:
             return
         summary = {
@@ -207,7 +260,7 @@ class _Worker:
             "steps": self.config.steps,
             "attempt": self.place.attempt,
             "world_size": self.world.size,
-            **last,
+            **self.last,
         }
         write_json(self.place.folder / SUMMARY, summary)
         self._event("done", steps=self.config.steps)
