@@ -4,8 +4,9 @@ Too few budgets, sizes or token counts only warn: what they do not carry is refu
 asked for (no surface, no plan), and what they do carry is told.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,10 +19,18 @@ FEW_BUDGETS = 3
 BUDGET_TOLERANCE = 0.05
 SIZE_TOLERANCE = 0.01
 COLLINEAR_LIMIT = 0.99
+NEIGHBOURS = 5  # pairs of N and D that tell what loss to expect at another
+
+Cell = tuple[float, float]  # N and D
 
 
-def check(runs: Sequence[Run], stopped: Sequence[Stopped], accounting: Accounting) -> list[Finding]:
-    """Findings on a whole sweep, the refusing ones first."""
+def check(
+    runs: Sequence[Run], stopped: Sequence[Stopped], accounting: Accounting, left_out: int = 0
+) -> list[Finding]:
+    """Findings on a whole sweep, the refusing ones first.
+
+    So many rows were `left_out` because their FLOPs contradict their N and D.
+    """
     found = [
         *_few_budgets(runs),
         *_one_size(runs),
@@ -31,7 +40,7 @@ def check(runs: Sequence[Run], stopped: Sequence[Stopped], accounting: Accountin
         *loss_units(runs),
         *batch_units(runs),
         *params_definition(runs, accounting),
-        *flops_agree(runs, accounting),
+        *flops_agree(runs, accounting, left_out),
         *_repeated(runs),
         *_diverged(runs, stopped),
     ]
@@ -156,15 +165,37 @@ def _diverged(runs: Sequence[Run], stopped: Sequence[Stopped]) -> list[Finding]:
 
 
 def blown_runs(runs: Sequence[Run]) -> list[Run]:
-    """Runs that ended, but with over 1.5 times the best loss of their N and D."""
+    """Runs that ended, but with over 1.5 times the best loss of their N and D.
+
+    A best loss that stands alone far below its own N and D and its neighbours makes no other run
+    diverged: there the next one counts.
+    """
     best = _best(runs)
     return [r for r in runs if r.loss > BLOWN_LIMIT * best[r.params, r.tokens].loss]
 
 
-def _best(runs: Sequence[Run]) -> dict[tuple[float, float], Run]:
-    best: dict[tuple[float, float], Run] = {}
-    for run in runs:
-        key = (run.params, run.tokens)
-        if key not in best or run.loss < best[key].loss:
-            best[key] = run
-    return best
+def _best(runs: Sequence[Run]) -> dict[Cell, Run]:
+    """The best run of each N and D that its neighbours do not belie."""
+    ranked: dict[Cell, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.loss):
+        ranked[run.params, run.tokens].append(run)
+    lone = {cell for cell, found in ranked.items() if _stands_alone(found)}
+    usual = {cell: found[0].loss for cell, found in ranked.items() if cell not in lone}
+    return {
+        cell: found[1] if cell in lone and _belied(found, cell, usual) else found[0]
+        for cell, found in ranked.items()
+    }
+
+
+def _stands_alone(ranked: Sequence[Run]) -> bool:
+    return len(ranked) > 1 and ranked[1].loss > BLOWN_LIMIT * ranked[0].loss
+
+
+def _belied(ranked: Sequence[Run], cell: Cell, usual: Mapping[Cell, float]) -> bool:
+    """Whether the nearest N and D say that the second loss is the true one, not the first."""
+    nearest = sorted(usual, key=lambda other: math.dist(*(map(math.log, c) for c in (cell, other))))
+    if not nearest:
+        return False
+    level = float(np.median([usual[other] for other in nearest[:NEIGHBOURS]]))
+    first, second = (abs(math.log(run.loss / level)) for run in ranked[:2])
+    return level > BLOWN_LIMIT * ranked[0].loss and second < first

@@ -1,10 +1,11 @@
 """Does one smooth curve pass through the rows, or two? By least absolute deviations.
 
 Both searches assign rows to a lower and an upper curve, fit, and reassign until nothing moves, from
-several starts: the rows above a quantile of the residuals from one curve.
+several starts: the rows above a quantile of the residuals from one curve, and those that the caller
+has in mind.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,9 +64,9 @@ def robust_fit(X: Floats, y: Floats) -> Floats:
     return np.asarray(coefficients, np.float64)
 
 
-def known_step(X: Floats, y: Floats, step: float) -> Mixture:
-    """The best split into y = X c and y = X c + `step`, of one c."""
-    found = [_follow_step(X, y, step, start) for start in _starts(X, y)]
+def known_step(X: Floats, y: Floats, step: float, starts: Sequence[Mask] = ()) -> Mixture:
+    """The best split into y = X c and y = X c + `step`, of one c; `starts` are tried as well."""
+    found = [_follow_step(X, y, step, start) for start in (*_starts(X, y), *starts)]
     return min(found, key=lambda mixture: float(np.abs(mixture.residuals).mean()))
 
 

@@ -27,6 +27,7 @@ from planner.reading.expressions import (
 )
 from planner.reading.rows import SIZES, Reading, build
 from planner.reading.runs import Accounting, Rejection, Run, Stopped, counted, rows_in_words
+from planner.reading.size_checks import REFUSED_SHARE, contradicting, contradiction_finding
 from planner.reading.sources import Row, Table, read_table
 from planner.reading.spec import ReadOptions, Spec, accounting_of, is_native, read_spec, resolve
 
@@ -154,9 +155,11 @@ def _sweep(
     if reading.native:
         built = _first_finished(built)
     distinct = _without_copies(built)
-    runs = tuple(item for item in distinct if isinstance(item, Run))
-    stopped = tuple(item for item in distinct if isinstance(item, Stopped))
-    rejected = [*faults, *(item for item in distinct if isinstance(item, Rejection))]
+    off = _contradicting(distinct, reading, accounting)
+    kept = [_without_contradiction(item, off) for item in distinct]
+    runs = tuple(item for item in kept if isinstance(item, Run))
+    stopped = tuple(item for item in kept if isinstance(item, Stopped))
+    rejected = [*faults, *(item for item in kept if isinstance(item, Rejection))]
     place = table.place if group is None else f"{table.place} [{spec.group}={group}]"
     way_out = "" if group is None else f"; leave the group out with --where {spec.group}!={group}"
     _check_usable(place, runs, stopped, rejected, way_out)
@@ -179,7 +182,8 @@ def _sweep(
         findings=(
             *_read_findings(spec, reading, rows),
             *_copies_finding(built, distinct),
-            *check(runs, stopped, accounting),
+            *contradiction_finding(off, len(runs) + len(off), accounting),
+            *check(runs, stopped, accounting, left_out=len(off)),
         ),
         settings=spec.settings,
         schedule=schedules[0] if schedules else None,
@@ -227,6 +231,24 @@ def _without_copies(built: Sequence[Built]) -> list[Built]:
     return distinct
 
 
+def _contradicting(
+    built: Sequence[Built], reading: Reading, accounting: Accounting
+) -> dict[int, float]:
+    """Rows whose FLOPs cannot be those of their N and D, where the table gives all three."""
+    runs = [item for item in built if isinstance(item, Run)]
+    return contradicting(runs, accounting) if runs and reading.derived is None else {}
+
+
+def _without_contradiction(item: Built, off: Mapping[int, float]) -> Built:
+    if not isinstance(item, Run) or item.row not in off:
+        return item
+    return Rejection(
+        item.row,
+        f"flops {item.flops:.3g} are x{off[item.row]:.3g} what params {item.params:.4g} and tokens "
+        f"{item.tokens:.4g} say in rows of like size: one of the three is wrong",
+    )
+
+
 def _copies_finding(built: Sequence[Built], distinct: Sequence[Built]) -> list[Finding]:
     copies = [b.row for b, d in zip(built, distinct, strict=True) if b is not d]
     if not copies:
@@ -264,6 +286,7 @@ def _read_findings(spec: Spec, reading: Reading, rows: Sequence[Row]) -> list[Fi
                 f"{counted(len(negative), 'row')} with a loss below 0 "
                 f"({rows_in_words(negative)}): left out. If the loss was shifted or is a "
                 "log-likelihood, map the column of the loss itself",
+                refuses=len(negative) > REFUSED_SHARE * len(rows),
             )
         )
     labels = {as_text(row.cells.get("group")) for row in rows}

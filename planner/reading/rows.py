@@ -13,6 +13,17 @@ SIZES = ("params", "tokens", "flops")
 FLOPS_PER_PARAM_TOKEN = 6.0  # Kaplan et al., arXiv 2001.08361: C = 6ND
 OFF_BUDGET_LIMIT = 0.10
 NATIVE_SCHEMA = 1
+# What no run that was ever made lies outside of, and what arithmetic carries.
+RANGES = {
+    "params": (1.0, 1e18),
+    "tokens": (1.0, 1e21),
+    "flops": (1e-9, 1e40),
+    "budget": (1e-9, 1e40),
+    "loss": (1e-9, 1e9),
+    "lr": (1e-15, 1e6),
+    "batch_tokens": (1.0, 1e15),
+    "steps": (1.0, 1e15),
+}
 
 _FINISHED = ("done", "finished", "completed", "ok")
 _Status = Literal["finished", "diverged", "failed"]
@@ -68,7 +79,7 @@ def _status(values: Mapping[str, Any]) -> _Status:
 
 def _run(number: int, name: str, values: Mapping[str, Any], reading: Reading) -> Run:
     sizes = {size: _measure(values, size) for size in SIZES if size != reading.derived}
-    params, tokens, flops = _with_third(sizes)
+    params, tokens, flops = map(_in_range, _with_third(sizes), SIZES)
     loss = _measure(values, "loss")
     budget_flops = _optional(values, "budget")
     if budget_flops is not None and reading.derived is None:
@@ -125,7 +136,7 @@ def _with_third(sizes: Mapping[str, float]) -> tuple[float, float, float]:
 
 
 def _measure(values: Mapping[str, Any], name: str) -> float:
-    """A positive, finite number."""
+    """A positive number within `RANGES`."""
     value = values.get(name)
     if value is None:
         raise _RowError(f"{name} is missing")
@@ -138,11 +149,21 @@ def _measure(values: Mapping[str, Any], name: str) -> float:
         raise _RowError(f"{name} is {number}; expected a finite number")
     if number <= 0:
         raise _RowError(f"{name} is {number:.6g}; it must be above 0")
+    return _in_range(number, name)
+
+
+def _in_range(number: float, name: str) -> float:
+    low, high = RANGES[name]
+    if not low <= number <= high:
+        raise _RowError(
+            f"{name} is {number:.6g}; no run has less than {low:.6g} or more than {high:.6g}: "
+            f'correct it, or map the number itself, as in {name}="COLUMN*1e9"'
+        )
     return number
 
 
 def _optional(values: Mapping[str, Any], name: str) -> float | None:
-    """A positive, finite number where the row has one."""
+    """A positive number within `RANGES` where the row has one."""
     value = values.get(name)
     return None if value is None or _is_nan(value) else _measure(values, name)
 

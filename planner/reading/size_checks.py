@@ -15,11 +15,14 @@ TREND_TOLERANCE = 0.30  # from the trend of C / 6ND over N
 REFUSED_SHARE = 0.10  # of the rows beyond either
 SHAPE_TOLERANCE = 0.02  # between the N of one width and depth: rounding
 ISOFLOP_TOLERANCE = 0.15  # between the N of one D and C: budgets are nominal
+GROSS_LIMIT = 5.0  # from rows of like size: an error in a cell, not a way to count
+EXACT_GROSS_LIMIT = 10.0  # where FLOPs are said to be exact: samples may differ in length
 LEVEL_LIMIT = 10.0  # of C / 6ND, either way; video's attention stays below
 EXACT_LEVEL_LIMIT = 100.0  # where FLOPs are said to be exact
 FLAT_LIMIT = 1.5  # of a C / 6ND that does not vary with N, as attention and embeddings do
 SHOWN_LIMIT = 1.2  # a smooth trend below is not worth a word
 
+_NEAR_SIZES = 3  # to either side, of like size
 _TREND_SIZES = 6
 _FLAT = math.log(1.1)
 _FLAT_RANGE = 4.0  # over at least this range of N
@@ -114,20 +117,71 @@ def _clear(mixture: Mixture, N: Floats, terms: int, one_curve: Floats) -> bool:
     return gap >= max(_CURVES_APART, _CURVES_CLEAR * most) and changes >= _INTERLEAVED
 
 
-def flops_agree(runs: Sequence[Run], accounting: Accounting) -> list[Finding]:
-    """FLOPs against C = 6ND where that is stated, else against their own trend over N."""
+def contradicting(runs: Sequence[Run], accounting: Accounting) -> dict[int, float]:
+    """The rows whose C / 6ND is off that of rows of like size by so much that a cell is wrong.
+
+    By row: how many times off. Empty where that is more than a tenth of the rows: no error of some
+    cells but another way to count, for `flops_agree` and `params_definition` to judge.
+    """
+    N, ratios = _ratios(runs)
+    off = ratios - _of_like_size(N, ratios)
+    beyond = np.abs(off) > math.log(_gross_limit(accounting))
+    if beyond.mean() > REFUSED_SHARE:
+        return {}
+    places = zip(runs, off.tolist(), beyond, strict=True)
+    return {run.row: math.exp(times) for run, times, is_beyond in places if is_beyond}
+
+
+def _gross_limit(accounting: Accounting) -> float:
+    return EXACT_GROSS_LIMIT if accounting.flops == "exact" else GROSS_LIMIT
+
+
+def _of_like_size(N: Floats, ratios: Floats) -> Floats:
+    """The median over each size and the three nearest to either side: no single N moves it."""
+    sizes, place = np.unique(N, return_inverse=True)
+    medians = [
+        float(np.median(ratios[np.abs(place - at) <= _NEAR_SIZES])) for at in range(len(sizes))
+    ]
+    return np.array(medians)[place]
+
+
+def contradiction_finding(
+    off: Mapping[int, float], rows: int, accounting: Accounting
+) -> list[Finding]:
+    """What was left out by `contradicting`, of so many rows."""
+    if not off:
+        return []
+    worst = sorted(off, key=lambda row: -abs(math.log(off[row])))[:3]
+    listed = ", ".join(f"row {row} x{off[row]:.3g}" for row in worst)
+    return [
+        Finding(
+            "flops_contradict",
+            f"flops of {len(off)} of {rows} rows are more than a factor "
+            f"{_gross_limit(accounting):.0f} off what params and tokens say in rows of like size "
+            f"(the worst: {listed}): left out. Correct params, tokens or flops there",
+        )
+    ]
+
+
+def flops_agree(runs: Sequence[Run], accounting: Accounting, left_out: int = 0) -> list[Finding]:
+    """FLOPs against C = 6ND where that is stated, else against their own trend over N.
+
+    So many rows were `left_out` for the same reason: they count towards a refusal.
+    """
     N, ratios = _ratios(runs)
     if accounting.flops == "6nd":
-        return _off_rows(runs, ratios, math.log1p(FLOPS_TOLERANCE), "6ND, the stated accounting")
+        stated = "6ND, the stated accounting"
+        return _off_rows(runs, ratios, math.log1p(FLOPS_TOLERANCE), stated, left_out)
     X = _trend_terms(N) if len(np.unique(N)) >= _TREND_SIZES else _each_size(N)
     trend = X @ robust_fit(X, ratios)
-    rows = _off_rows(
-        runs, ratios - trend, math.log1p(TREND_TOLERANCE), "the trend of flops / 6ND over params"
-    )
+    own = "the trend of flops / 6ND over params"
+    rows = _off_rows(runs, ratios - trend, math.log1p(TREND_TOLERANCE), own, left_out)
     return rows or _level(N, trend, accounting)
 
 
-def _off_rows(runs: Sequence[Run], off: Floats, tolerance: float, reference: str) -> list[Finding]:
+def _off_rows(
+    runs: Sequence[Run], off: Floats, tolerance: float, reference: str, left_out: int
+) -> list[Finding]:
     # A hair of room: 10% off as the user reckons it is not beyond 10%.
     beyond = np.abs(off) > tolerance + 1e-9
     if not beyond.any():
@@ -141,7 +195,7 @@ def _off_rows(runs: Sequence[Run], off: Floats, tolerance: float, reference: str
             f"{math.exp(tolerance):.2g} off {reference} (the worst: {listed}). Correct params, "
             "tokens or flops there, or leave them out with --where; with more than "
             f"{REFUSED_SHARE:.0%} of the rows off, no law is to be trusted",
-            refuses=bool(beyond.mean() > REFUSED_SHARE),
+            refuses=bool(beyond.sum() + left_out > REFUSED_SHARE * (len(runs) + left_out)),
         )
     ]
 

@@ -21,6 +21,7 @@ from planner.reading.runs import Rejection, counted
 MLFLOW = "mlflow:"
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 FIT_FOLDER = "fit"  # what the planner writes into, and so never reads
+SEPARATORS = {";": "a semicolon", "\t": "a tab", "|": "a bar"}  # of tables that are no CSV
 NO_VALUE = frozenset({"", "na", "n/a", "null", "none"})
 
 
@@ -73,11 +74,17 @@ def make_table(
     columns: tuple[str, ...],
     parsed: list[Row | Rejection],
 ) -> Table:
-    """A table of parsed rows; an `InputError` if there are none."""
+    """A table of parsed rows; an `InputError` if there are none, or none that can be read."""
     if not parsed:
         raise InputError(f"{place}: holds no rows; name a table with one run a row")
     rows = tuple(item for item in parsed if isinstance(item, Row))
     faults = tuple(item for item in parsed if isinstance(item, Rejection))
+    if not rows:
+        first = faults[0]
+        raise InputError(
+            f"{place}: none of {counted(len(faults), 'row')} can be read; the first, row "
+            f"{first.row}: {first.reason}"
+        )
     return Table(source, place, folder, sha256, columns, rows, faults)
 
 
@@ -180,10 +187,21 @@ def _parse_csv(content: bytes, path: Path) -> Parsed:
     lines = _csv_lines(text, path)
     _, names = next(lines, (1, []))
     header = [name.strip() for name in names]
+    _check_commas(names, path)
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise InputError(f"{path}:1: the header names {', '.join(twice)} twice; rename one of each")
     return tuple(header), [_csv_row(header, cells, number) for number, cells in lines]
+
+
+def _check_commas(names: list[str], path: Path) -> None:
+    """A header of one cell that holds other separators is a table of several columns."""
+    found = [word for sign, word in SEPARATORS.items() if len(names) == 1 and sign in names[0]]
+    if found:
+        raise InputError(
+            f"{path}:1: the cells are parted by {found[0]}, not by a comma; save the table with "
+            "commas"
+        )
 
 
 def _csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -73,7 +73,7 @@ def read_spec(folder: Path | None, options: ReadOptions) -> Spec:
     path = options.spec or (folder / SWEEP_FILE if folder else None)
     if path is not None and (options.spec or path.is_file()):
         spec = parse_spec(_read_toml(path), str(path))
-    maps = dict(_parse_map(text) for text in options.maps)
+    maps = _parse_maps(options.maps)
     return replace(
         spec,
         columns={**spec.columns, **maps},
@@ -161,7 +161,11 @@ def _check_enough(resolved: Mapping[str, Expression], columns: Sequence[str], pl
 
 
 def _near(name: str, columns: Sequence[str]) -> str | None:
-    """The column most likely meant by a canonical name: a synonym, one alike, one that holds it."""
+    """The column most likely meant by a canonical name: a synonym, one alike, one that holds it.
+
+    One that is canonical itself is only meant where it is a synonym (a budget is FLOPs too).
+    """
+    columns = [one for one in columns if one not in CANONICAL or one in _NAMES[name]]
     plain = {re.sub(r"[^a-z0-9]", "", column.lower()): column for column in reversed(columns)}
     synonyms = (name, *_NAMES[name])
     alike = (near for one in synonyms for near in get_close_matches(one, plain, cutoff=0.75))
@@ -169,6 +173,19 @@ def _near(name: str, columns: Sequence[str]) -> str | None:
     for text in (*(one for one in synonyms if one in plain), *alike, *holding):
         return plain[text]
     return None
+
+
+def _parse_maps(texts: Sequence[str]) -> dict[str, str]:
+    """What each canonical column is read from; `InputError` where that is said twice."""
+    maps: dict[str, str] = {}
+    for text in texts:
+        name, expression = _parse_map(text)
+        if name in maps:
+            raise InputError(
+                f"--map {name}: given twice, as {maps[name]!r} and as {expression!r}; give one"
+            )
+        maps[name] = expression
+    return maps
 
 
 def _parse_map(text: str) -> tuple[str, str]:

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from planner.findings import Finding
-from planner.reading.mixtures import LEAST_SHARE, Floats, Mixture, known_step, quadratic, robust_fit
+from planner.reading.mixtures import (
+    LEAST_SHARE,
+    Floats,
+    Mask,
+    Mixture,
+    known_step,
+    quadratic,
+    robust_fit,
+)
 from planner.reading.runs import Run, rows_in_words
 
 BITS_PER_NAT = 1 / math.log(2)
@@ -23,6 +31,7 @@ BATCH_GAP = 8.0  # between the largest in samples and the smallest in tokens
 PASSES = 8.0  # tokens per (batch x steps); 1 where the batch is in tokens
 
 _LEAST_ROWS = 20
+_MOST_BUDGETS = 8  # told apart as such; more are taken by equal shares of the rows
 _MOST_BETWEEN = 0.25  # rows halfway between two levels, per row of the smaller one
 _TWO_BETTER = 3.0  # times nearer to the rows than one level
 _STEP = math.log(BITS_PER_NAT)
@@ -37,7 +46,7 @@ def loss_units(runs: Sequence[Run]) -> list[Finding]:
     columns = [[getattr(run, name) for run in usable] for name in names]
     X = quadratic([np.log(column) for column in columns if None not in column])
     y = np.log([run.loss for run in usable])
-    mixture = known_step(X, y, _STEP)
+    mixture = known_step(X, y, _STEP, _whole_budgets(usable))
     if not _two_levels(mixture, y - X @ robust_fit(X, y)) or _by_lr(usable, mixture):
         return []
     above = [run.row for run, upper in zip(usable, mixture.upper, strict=True) if upper]
@@ -50,6 +59,21 @@ def loss_units(runs: Sequence[Run]) -> list[Finding]:
             refuses=True,
         )
     ]
+
+
+def _whole_budgets(runs: Sequence[Run]) -> list[Mask]:
+    """The rows from each budget on, those below it, and those of it alone.
+
+    A curve follows a step between budgets half the way: no residual from it shows the rows beyond.
+    """
+    log_flops = np.log([run.flops for run in runs])
+    budgets = np.unique(log_flops.round(1))
+    if len(budgets) > _MOST_BUDGETS:
+        budgets = np.unique(np.quantile(log_flops, np.linspace(0, 1, _MOST_BUDGETS + 1)[:-1]))
+    place = np.searchsorted(budgets, log_flops.round(1), side="right")
+    above = [place > at for at in range(1, len(budgets))]
+    alone = [place == at for at in range(2, len(budgets))]
+    return [*above, *(~mask for mask in above), *alone]
 
 
 def _not_blown(runs: Sequence[Run]) -> list[Run]:
@@ -133,8 +157,11 @@ def _all_in_samples(runs: Sequence[Run], batches: Floats) -> list[Finding]:
 
 
 def _looks_like_samples(runs: Sequence[Run], batches: Floats, most_steps: float) -> bool:
-    """Small whole numbers that the tokens of the runs would take too many steps with."""
-    if batches[-1] >= SAMPLES_LIMIT or any(batches != np.round(batches)):
+    """Small numbers that the tokens of the runs would take too many steps with.
+
+    They need not be whole: a mean over packs, or tokens divided by those of a sample, is none.
+    """
+    if batches[-1] >= SAMPLES_LIMIT:
         return False
     tokens = np.array([run.tokens for run in runs])
     steps = [run.steps for run in runs]

@@ -226,3 +226,25 @@ def test_json_and_csv_of_one_table_hold_the_same(tmp_path: Path) -> None:
     assert as_json.columns == as_csv.columns
     numbers = [{name: json.loads(v) for name, v in row.cells.items()} for row in as_csv.rows]
     assert numbers == [dict(row.cells) for row in as_json.rows]
+
+
+@pytest.mark.parametrize(
+    ("separator", "word"), [(";", "a semicolon"), ("\t", "a tab"), ("|", "a bar")]
+)
+def test_a_table_with_other_separators_is_named_as_such(
+    tmp_path: Path, separator: str, word: str
+) -> None:
+    lines = ["params,tokens,loss", "1e8,1e9,3.0"]
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(lines).replace(",", separator))
+    with pytest.raises(InputError, match=rf"runs.csv:1: the cells are parted by {word}, not"):
+        read_table(str(path))
+
+
+def test_where_no_line_can_be_read_the_first_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"params":1,\n[1,2]\n"a"\n')
+    with pytest.raises(
+        InputError, match=r"none of 3 rows can be read; the first, row 1: not valid JSON: .*column"
+    ):
+        read_table(str(path))

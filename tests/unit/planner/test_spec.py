@@ -263,3 +263,26 @@ def test_native_records_need_no_mapping_but_take_one(tmp_path: Path) -> None:
     mapped = read_one(path, "params=params")
     assert mapped.runs[0].params == 9e5
     assert mapped.accounting == Accounting("exact", None)
+
+
+def test_no_column_with_a_meaning_of_its_own_is_suggested_for_another(tmp_path: Path) -> None:
+    renamed = [
+        {"P": row["params"], "T": row["tokens"], "L": row["loss"], "batch_tokens": 1e6}
+        for row in ladder()
+    ]
+    with pytest.raises(InputError, match="no column loss, params, tokens, flops") as error:
+        read(write_csv(tmp_path / "runs.csv", renamed))
+    assert "batch_tokens=" not in str(error.value)
+    assert 'tokens="batch_tokens"' not in str(error.value)
+    assert "There are: P, T, L, batch_tokens" in str(error.value)
+    budgets = [
+        {"N": row["params"], "loss": row["loss"], "budget": row["flops"]} for row in ladder()
+    ]
+    with pytest.raises(InputError, match='flops="budget"'):
+        read(write_csv(tmp_path / "runs.csv", budgets))
+
+
+def test_one_column_mapped_twice_is_an_error(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "runs.csv", ladder())
+    with pytest.raises(InputError, match="--map params: given twice, as 'lr' and as 'tokens'"):
+        read(source, "params=lr", "params=tokens")
