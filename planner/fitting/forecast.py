@@ -4,6 +4,7 @@ The loss there comes from the isoFLOP losses L*(C) of the smaller budgets where 
 more, else from the surface fitted to their runs alone. Both are reported.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from planner.fitting.estimators import SurfaceFit, fit_huber
 from planner.fitting.frontier import Frontier
 from planner.fitting.isoflop import Budget, IsoFlop, Mask, fit_isoflop
 from planner.fitting.laws import FLOOR_LAW_MIN_POINTS, NotFitted
-from planner.fitting.surface import Points
+from planner.fitting.surface import Floats, Points
 
 LARGEST = 1.3  # without isoFLOP curves, runs within this ratio of the largest are held out
 
@@ -26,6 +27,7 @@ class HoldOut:
     """The best loss of the held-out budget, as forecast and as found.
 
     `by` names the forecast, `errors` holds the relative error of every way that could be tried.
+    `middle_flops` are the geometric means of the smaller runs' FLOPs and of all runs'.
     """
 
     held_out_flops: float
@@ -35,10 +37,16 @@ class HoldOut:
     observed: float
     by: str
     errors: Mapping[str, float]
+    middle_flops: tuple[float, float]
 
     @property
     def relative_error(self) -> float:
         return self.predicted / self.observed - 1
+
+    def reach(self, target_flops: float) -> float:
+        """How far a target is from the middle of all runs, over how far the forecast reached."""
+        smaller, every = self.middle_flops
+        return math.log(target_flops / every) / math.log(self.held_out_flops / smaller)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,12 @@ def hold_out(points: Points, isoflop: IsoFlop, frontier: Frontier) -> HoldOut | 
         observed=target.loss,
         by=by,
         errors={name: value / target.loss - 1 for name, value in ways.items()},
+        middle_flops=(_middle(smaller.flops), _middle(points.flops)),
     )
+
+
+def _middle(flops: Floats) -> float:
+    return float(np.exp(np.log(flops).mean()))
 
 
 def _target(points: Points, isoflop: IsoFlop) -> _Target:

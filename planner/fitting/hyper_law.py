@@ -6,12 +6,12 @@ regret on the sweep itself is the headline.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planner.fitting.grid import AXES, BATCH, LR, SAME_SETTING, Point
-from planner.fitting.group_law import RESAMPLES, Floats, GroupLaw, fit_group_law
+from planner.fitting.group_law import NARROW, RESAMPLES, Floats, GroupLaw, fit_group_law
 from planner.fitting.hyper import Group, why_no_optimum
 from planner.fitting.laws import Estimate, NotFitted
 
@@ -21,39 +21,62 @@ class HyperLaw:
     """y = coefficient · N^params_exponent · D^tokens_exponent, y being lr* or batch* in tokens.
 
     `bounds` counts the censored groups, which the law was not fitted to; at `violated` of them it
-    contradicts the side on which their optimum lies.
+    contradicts the side on which their optimum lies. `other` explains the optima by the variable
+    that `law` leaves out although it moved with the one it has: which of the two it is, nobody
+    knows, so every interval spans both. `untold` are the ranges of variables that neither tells of;
+    beyond them no interval is known.
     """
 
     law: GroupLaw
     bounds: int
     violated: int
+    other: GroupLaw | None = None
+    untold: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def coefficient(self) -> Estimate:
-        return self.law.coefficient
+        found = self.law.coefficient
+        return found if self.other is None else _spanning(found, self.other.coefficient)
 
     @property
     def params_exponent(self) -> Estimate:
-        return self.law.exponent("params")
+        return self._exponent("params")
 
     @property
     def tokens_exponent(self) -> Estimate:
-        return self.law.exponent("tokens")
+        return self._exponent("tokens")
 
     @property
     def reason(self) -> str:
-        return self.law.reason
+        if self.other is None:
+            return self.law.reason
+        (name,) = self.other.variables
+        return f"{self.law.reason}; intervals also hold the law in {name} alone"
 
     def value(self, params: float, tokens: float) -> float:
         return self.law.value(params=params, tokens=tokens)
 
     def predict(self, params: float, tokens: float) -> Estimate:
         """At a new (N, D), with the scatter of one new optimum in the interval."""
-        return self.law.predict(params=params, tokens=tokens)
+        at = {"params": params, "tokens": tokens}
+        found = self.law.predict(**at)
+        for name, (low, high) in self.untold.items():
+            if not low / NARROW <= at[name] <= high * NARROW:
+                text = f"the optima are at {low:.3g} to {high:.3g} {name} and tell of no other"
+                return Estimate(found.value, unknown=text)
+        return found if self.other is None else _spanning(found, self.other.predict(**at))
 
     def resampled(self, params: float, tokens: float) -> Floats | None:
         """Its value from each resample of the groups, (resamples,), to carry into what uses it."""
         return self.law.resampled(params=params, tokens=tokens)
+
+    def _exponent(self, name: str) -> Estimate:
+        if self.other is None:
+            return self.law.exponent(name)
+        told = self.law if name in self.law.variables else self.other
+        left_out = Estimate(0.0, 0.0, 0.0)
+        value = self.law.exponent(name).value
+        return replace(_spanning(told.exponent(name), left_out), value=value)
 
     def document(self) -> dict[str, Any]:
         """Plain values for JSON; `interval` holds [low, high] by name, null where unknown."""
@@ -117,15 +140,31 @@ def _fit(found: Sequence[Group], axis: int, resamples: int, seed: int) -> HyperL
     optima = [(g, value) for g in found if (value := g.optimum[axis]) is not None]
     if not optima:
         return NotFitted(why_no_optimum(found, axis))
-    law = fit_group_law(
-        [value for _, value in optima],
-        {"params": [g.params for g, _ in optima], "tokens": [g.tokens for g, _ in optima]},
-        [g.variance(axis) for g, _ in optima],
-        resamples=resamples,
-        seed=seed,
+    columns = {"params": [g.params for g, _ in optima], "tokens": [g.tokens for g, _ in optima]}
+    law, other = (
+        fit_group_law(
+            [value for _, value in optima],
+            variables,
+            [g.variance(axis) for g, _ in optima],
+            resamples=resamples,
+            seed=seed,
+        )
+        for variables in (columns, {"params": columns["params"]})
     )
+    either = law.variables == ("tokens",) and other.variables == ("params",)
+    told = (*law.variables, "params") if either else law.variables
+    untold = {name: (min(x), max(x)) for name, x in columns.items() if name not in told}
     checks = [_agrees(law, g, axis) for g in found if g.bounds[axis] != (None, None)]
-    return HyperLaw(law, len(checks), checks.count(False))
+    return HyperLaw(law, len(checks), checks.count(False), other if either else None, untold)
+
+
+def _spanning(first: Estimate, second: Estimate) -> Estimate:
+    """The first value, with an interval that holds both."""
+    if first.low is None or first.high is None:
+        return first
+    if second.low is None or second.high is None:
+        return Estimate(first.value, unknown=second.unknown)
+    return Estimate(first.value, min(first.low, second.low), max(first.high, second.high))
 
 
 def _agrees(law: GroupLaw, group: Group, axis: int) -> bool:

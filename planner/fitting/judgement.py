@@ -20,6 +20,7 @@ BIAS_LN_PARAMS = 0.05
 BIAS_EXPONENT = 0.02
 EXPONENTS_DIFFER = 0.05
 FORECAST_ERROR = 0.01
+FORECAST_WORTHLESS = 0.5
 MISSED_LOSS = 0.02
 FEW_STARTS = 0.25
 
@@ -37,15 +38,25 @@ def judge(
     found = [*_surface(points, huber, varpro), *_curves(curves, huber), *_hyper(groups, hyper)]
     found += _nothing(huber, curves, groups)
     if isinstance(forecast, HoldOut) and abs(forecast.relative_error) > FORECAST_ERROR:
-        found.append(
-            Finding(
-                "forecast_off",
-                f"fitted without the largest budget ({forecast.held_out_flops:.3g} FLOPs), its "
-                f"loss is forecast {forecast.relative_error:+.2%} off (limit "
-                f"{FORECAST_ERROR:.0%}): expect no better beyond it",
-            )
-        )
+        found.append(_forecast_off(forecast))
     return found
+
+
+def _forecast_off(forecast: HoldOut) -> Finding:
+    refuses = abs(forecast.relative_error) > FORECAST_WORTHLESS
+    limit = FORECAST_WORTHLESS if refuses else FORECAST_ERROR
+    beyond = (
+        "these laws forecast nothing. Look for runs of another kind among them (--where), or "
+        "sweep larger budgets"
+        if refuses
+        else "expect no better beyond it"
+    )
+    return Finding(
+        "forecast_off",
+        f"fitted without the largest budget ({forecast.held_out_flops:.3g} FLOPs), its loss is "
+        f"forecast {forecast.relative_error:+.2%} off (limit {limit:.0%}): {beyond}",
+        refuses=refuses,
+    )
 
 
 def _nothing(
@@ -84,8 +95,8 @@ def _surface(
     if 1e-6 * points.loss.min() > surface.E:
         yield Finding(
             "no_floor",
-            "the best irreducible loss E is zero: the data show no floor yet, and losses far "
-            "beyond them are forecast too low",
+            "the best irreducible loss E is zero: the data show no floor yet, so a loss forecast "
+            "far beyond them has nothing to level off at. Sweep larger budgets",
         )
     if huber.agreeing < FEW_STARTS * huber.starts:
         yield Finding(

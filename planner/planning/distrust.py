@@ -14,6 +14,9 @@ MAX_EXTRAPOLATION = 300.0
 FAR_FROM_BEST = 1.3
 BF16_BYTES = 2
 WIDE = 10.0  # N* within a factor of this either way: beyond it the plan says next to nothing
+WORTHLESS = 100.0  # from the low end of N*'s interval to the high one: beyond it, nothing
+FAR_BATCH = 10.0  # times the batches that were tried: a law is not known to hold that far
+MANY_STEPS = 1e7  # ten times the longest runs there are
 
 
 def doubts_of_laws(
@@ -32,11 +35,11 @@ def doubts_of_laws(
             "no loss surface could be fitted, so the plan rests on the isoFLOP minima alone: no "
             "over-training trade-off, and the loss is that of the best size, not of the rung",
         )
-    yield from _wide(best.params)
 
 
 def doubts_of_size(fit: Evidence, best: BestSize) -> Iterator[Finding]:
-    """Whether there is a best size at all among those that can be chosen."""
+    """Whether there is a best size at all among those that can be chosen, and one is known."""
+    yield from _wide(best.params)
     if best.inside:
         return
     smallest, largest = fit.frontier.smallest_params, fit.frontier.largest_params
@@ -78,6 +81,7 @@ def doubts_of_run(
     """What a reader should know of the chosen run itself."""
     if run.steps == 0 and run.batch_tokens:
         yield less_than_a_step(best.target_flops, run.batch_tokens)
+    yield from _doubts_of_batch(fit, run)
     if fit.base is None or memory is None:
         return
     ratio = run.params / best.params.value
@@ -88,6 +92,33 @@ def doubts_of_run(
             f"{fit.base.model.head_dim} (one head), and steps are whole",
         )
     yield from _doubts_of_gpus(fit.base, memory, hardware)
+
+
+def _doubts_of_batch(fit: Evidence, run: Candidate) -> Iterator[Finding]:
+    """A batch that no one ran, or that no run has: most often some were counted in samples."""
+    tried = [each.batch_tokens for group in fit.groups for each in group.runs if each.batch_tokens]
+    if run.batch_tokens is None or not tried:
+        return
+    way_out = (
+        "Batches in samples among those in tokens do this: map batch_tokens to tokens a step "
+        '(--map batch_tokens="COLUMN*TOKENS_PER_SAMPLE")'
+    )
+    said = f"the planned batch is {run.batch_tokens:.3g} tokens"
+    if run.batch_tokens < 1:
+        yield Finding("batch_implausible", f"{said}, less than one. {way_out}", refuses=True)
+        return
+    off = max(run.batch_tokens / max(tried), min(tried) / run.batch_tokens)
+    if off > FAR_BATCH:
+        yield Finding(
+            "batch_implausible",
+            f"{said}, {off:.3g}x outside the batches tried ({min(tried):.3g} to {max(tried):.3g}; "
+            f"limit {FAR_BATCH:.0f}x). {way_out}",
+        )
+    elif run.steps is not None and run.steps > MANY_STEPS:
+        yield Finding(
+            "batch_implausible",
+            f"{said}, so {run.steps:.3g} steps (limit {MANY_STEPS:.0g}). {way_out}",
+        )
 
 
 def less_than_a_step(target_flops: float, batch_tokens: float | None) -> Finding:
@@ -161,12 +192,21 @@ def _wide(params: Estimate) -> Iterator[Finding]:
     if params.low is None or params.high is None:
         return
     factor = max(params.high / params.value, params.value / params.low)
-    if factor > WIDE:
+    span = params.high / params.low
+    ends = f"{params.low:.3g} to {params.high:.3g}"
+    way_out = "Add budgets further apart; `planner design` says which runs help"
+    if span > WORTHLESS:
+        yield Finding(
+            "interval_too_wide",
+            f"the interval of N* spans a factor of {span:.3g} about {params.value:.3g} ({ends}, "
+            f"limit {WORTHLESS:.0f}): the sweep does not say which size is best. {way_out}",
+            refuses=True,
+        )
+    elif factor > WIDE:
         yield Finding(
             "interval_too_wide",
             f"the interval of N* reaches a factor of {factor:.3g} from {params.value:.3g} "
-            f"({params.low:.3g} to {params.high:.3g}, limit {WIDE:.0f}): the sweep hardly says "
-            "which size is best. Add budgets further apart; `planner design` says which runs help",
+            f"({ends}, limit {WIDE:.0f}): the sweep hardly says which size is best. {way_out}",
         )
 
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from planner.fitting.bands import Resamples, Spread, log_band, spread_of, unexplained
 from planner.fitting.base import Base
+from planner.fitting.forecast import HoldOut
 from planner.fitting.frontier import Best, Frontier
 from planner.fitting.hyper import Group
 from planner.fitting.hyper_law import HyperLaws
 from planner.fitting.isoflop import ComputeLaws, IsoFlop
 from planner.fitting.laws import Estimate, NotFitted
 from planner.fitting.surface import Floats, Surface, Surfaces
+from planner.planning.misses import with_misses
 from planner.reading.records import Sweep
 
 SURFACE = "loss surface, Huber on ln L (arXiv 2203.15556 Eq. 3), under {cost}"
@@ -46,6 +48,8 @@ class Evidence(Protocol):
     def isoflop(self) -> IsoFlop: ...
     @property
     def hyper(self) -> HyperLaws: ...
+    @property
+    def forecast(self) -> HoldOut | NotFitted: ...
     @property
     def noise(self) -> float: ...
     @property
@@ -98,19 +102,26 @@ def _on_surface(fit: Evidence, resamples: Resamples, target_flops: float) -> Bes
 
 
 def loss_at(fit: Evidence, best: BestSize, params: float, tokens: float) -> Estimate:
-    """Loss of one run of (N, D), with the noise of one observation in the interval."""
+    """Loss of one run of (N, D); its interval holds the noise of a run and what the fit missed."""
     if fit.resamples is None:
-        laws = _fitted(fit.isoflop.laws)
-        return laws.loss.predict(C=best.target_flops)
+        loss = _fitted(fit.isoflop.laws).loss.predict(C=best.target_flops)
+    else:
+        loss = _on_surface_at(fit, fit.resamples, best, params, tokens)
+    return with_misses(fit, best.surface, best.target_flops, loss)
+
+
+def _on_surface_at(
+    fit: Evidence, resamples: Resamples, best: BestSize, params: float, tokens: float
+) -> Estimate:
     n, d = np.array([params]), np.array([tokens])
 
     def log_loss(surfaces: Surfaces) -> Floats:
         return np.asarray(surfaces.log_loss(n, d)[:, 0])
 
-    minimum = _Minima(fit.frontier, best.target_flops)(fit.resamples.huber[:1])
+    minimum = _Minima(fit.frontier, best.target_flops)(resamples.huber[:1])
     other = Spread({DISAGREEMENT: _losses_differ(fit.isoflop, best.target_flops, minimum)})
-    spread = spread_of(fit.resamples, log_loss, other)
-    return log_band(np.exp(log_loss(fit.resamples.huber)), fit.resamples.stretch, spread, fit.noise)
+    spread = spread_of(resamples, log_loss, other)
+    return log_band(np.exp(log_loss(resamples.huber)), resamples.stretch, spread, fit.noise)
 
 
 class _Minima:

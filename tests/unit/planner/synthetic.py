@@ -171,7 +171,12 @@ def settings() -> dict[str, Any]:
             "data": {"path": "data/shapes", "pack_tokens": 2048, "packs_per_step": 4},
             "flow": {},
             "optimizer": {"lr_peak": 4e-3, "warmup_steps": 10, "schedule": "cosine"},
-            "parallel": {"workers": 2, "min_workers": 1, "compute": "float32"},
+            "parallel": {
+                "workers": 2,
+                "min_workers": 1,
+                "compute": "float32",
+                "activation_checkpointing": "none",
+            },
             "log": {"sample_steps": 24},
         },
         "clips": {

@@ -2,7 +2,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from unit.planner.plans import TRUTH, codes, foreign_fit, native_fit, rows_of_platform, value
+from unit.planner.plans import (
+    TRUTH,
+    codes,
+    fit,
+    foreign_fit,
+    law,
+    native_fit,
+    rows_of_platform,
+    value,
+)
+from unit.planner.synthetic import simple_sweep
 
 from planner.fitting.fit import Fit
 from planner.fitting.isoflop import ComputeLaws, IsoFlop
@@ -116,15 +126,63 @@ def test_without_any_law_there_is_no_plan_even_when_forced(foreign: Fit) -> None
         assert "one budget" in plan.findings[0].text
 
 
+def vague(fitted: Fit, below: float, above: float) -> Fit:
+    """The same fit with resamples of ln A this far about the estimate."""
+    assert fitted.resamples is not None
+    theta = fitted.resamples.huber.theta.copy()
+    theta[1:, 1] += np.linspace(-below, above, len(theta) - 1)
+    spread = replace(fitted.resamples, huber=Surfaces(theta, fitted.resamples.huber.centre))
+    return replace(fitted, resamples=spread)
+
+
 def test_an_interval_wider_than_tenfold_is_warned_about(foreign: Fit) -> None:
-    assert foreign.resamples is not None
-    theta = foreign.resamples.huber.theta.copy()
-    theta[1:, 1] += np.linspace(-3, 3, len(theta) - 1)
-    vague = replace(foreign.resamples, huber=Surfaces(theta, foreign.resamples.huber.centre))
-    plan = make_plan(replace(foreign, resamples=vague), 1e13)
+    plan = make_plan(vague(foreign, 0.5, 2.5), 1e13)
     assert "interval_too_wide" in codes(plan)
     assert not plan.refused
     assert "interval_too_wide" not in codes(make_plan(foreign, 1e13))
+
+
+def test_an_interval_that_spans_a_hundredfold_is_refused(foreign: Fit) -> None:
+    plan = make_plan(vague(foreign, 3, 3), 1e13)
+    (finding,) = [each for each in plan.findings if each.code == "interval_too_wide"]
+    assert finding.refuses
+    assert "limit 100" in finding.text
+    assert plan.refused
+    assert plan.config is None
+    assert not make_plan(vague(foreign, 3, 3), 1e13, force=True).refused
+
+
+def batches(scale: float, params: float) -> Fit:
+    """A fit whose batch law is scale * N^params; its groups ran batches of 1,000 tokens."""
+    rows = [row | {"batch_tokens": 1000.0} for row in simple_sweep(TRUTH)]
+    fitted = fit(rows)
+    return replace(fitted, hyper=replace(fitted.hyper, batch_tokens=law(scale, params, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("scale", "refused", "text"),
+    [
+        (0.5, True, "0.5 tokens, less than one"),
+        (20.0, False, "50x outside the batches tried"),
+        (3e4, False, "30x outside the batches tried"),
+    ],
+)
+def test_a_batch_that_no_one_ran_is_doubted(scale: float, refused: bool, text: str) -> None:
+    plan = make_plan(batches(scale, 0.0), 1e13)
+    (finding,) = [each for each in plan.findings if each.code == "batch_implausible"]
+    assert text in finding.text
+    assert finding.refuses == refused == plan.refused
+
+
+def test_a_batch_near_those_that_were_run_is_not_doubted() -> None:
+    assert "batch_implausible" not in codes(make_plan(batches(4e3, 0.0), 1e13))
+
+
+def test_steps_without_number_doubt_the_batch() -> None:
+    sweep = [row | {"batch_tokens": 2.0} for row in simple_sweep(TRUTH)]
+    plan = make_plan(fit(sweep), 1e17, force=True)
+    (finding,) = [each for each in plan.findings if each.code == "batch_implausible"]
+    assert "steps (limit 1e+07)" in finding.text
 
 
 def test_a_surface_without_a_best_size_is_refused(foreign: Fit) -> None:

@@ -82,6 +82,16 @@ def test_losses_of_another_shape_are_said_to_be() -> None:
     assert {"surface_misses_minima", "forecast_off"} <= found
 
 
+def test_a_forecast_that_is_half_off_is_refused() -> None:
+    made = isoflop_points(KLING, reach=3)
+    for factor, refuses in ((0.75, False), (0.4, True)):
+        losses = made.loss * np.where(made.flops == made.flops.max(), factor, 1)
+        found = fit(sweep_of(points(made.params, made.tokens, losses)))
+        (finding,) = [each for each in found.findings if each.code == "forecast_off"]
+        assert finding.refuses == refuses
+        assert ("limit 50%" in finding.text) == refuses
+
+
 def test_estimators_that_disagree_are_said_to(shared_data: Path) -> None:
     short = published(shared_data, "porian")["rw_base_short_kaplan_standard_val"]
     assert "0.539 by Huber's loss and 0.332 by least squares" in text(

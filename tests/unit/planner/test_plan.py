@@ -210,7 +210,8 @@ def test_without_a_surface_the_isoflop_laws_plan(native: Fit) -> None:
     laws = native.isoflop.laws
     assert isinstance(laws, ComputeLaws)
     assert plan.numbers["params"].estimate == laws.size.predict(C=1e13)
-    assert plan.numbers["loss"].estimate == laws.loss.predict(C=1e13)
+    loss, predicted = plan.numbers["loss"].estimate, laws.loss.predict(C=1e13)
+    assert (loss.value, loss.high) == pytest.approx((predicted.value, predicted.high), rel=1e-2)
     assert "no_surface" in codes(plan)
     assert plan.tradeoff == ()
     assert plan.config is not None
