@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TypeVar
 
 from planner.fitting.grid import AXES, BATCH, LR, Grid, Point, geometric_mean, lay_out, levels
+from planner.fitting.lone import Lone, lone_losses
 from planner.fitting.minimum import Parabola, find_minimum
 from planner.fitting.quadratic import MIN_POINTS, NoQuadratic, Quadratic, fit_quadratic
 from planner.reading.records import Run, Stopped, Sweep
@@ -47,7 +48,8 @@ class Group:
     joint optimum is found whole or not at all. `loss` is that of the optimum, or of the best run,
     then an upper bound. A censored optimum lies within its `bounds` (None: not bounded). `curve`
     is kept also where its vertex lies outside the grid; `noise` is the relative standard
-    deviation of losses about the curves of all groups, None where no curve tells it.
+    deviation of losses about the curves of all groups, None where no curve tells it. `lone` is a
+    run that is left out because the others belie its loss.
     """
 
     params: float
@@ -69,6 +71,7 @@ class Group:
     batch_bounds: Bounds
     lr_unstable: float | None
     noise: float | None
+    lone: Lone | None = None
 
     @property
     def edges(self) -> tuple[Edge, Edge]:
@@ -120,7 +123,12 @@ def groups(sweep: Sweep) -> list[Group]:
     Where every run carries a nominal budget, runs of one N and budget are one group: their tokens
     differ by the rounding of steps.
     """
-    drafts = [_group(runs, diverged) for runs, diverged in _members(sweep)]
+    members = _members(sweep)
+    lone = lone_losses([runs for runs, _ in members])
+    drafts = [
+        _group(runs if off is None else [run for run in runs if run is not off.run], diverged, off)
+        for (runs, diverged), off in zip(members, lone, strict=True)
+    ]
     noise = _relative_noise(drafts)
     noise = sweep.noise if noise is None else noise
     found = [replace(draft, noise=noise) for draft in drafts]
@@ -150,7 +158,7 @@ def _members(sweep: Sweep) -> list[tuple[list[Run], list[Stopped]]]:
     return list(cells.values())
 
 
-def _group(runs: Sequence[Run], diverged: Sequence[Stopped]) -> Group:
+def _group(runs: Sequence[Run], diverged: Sequence[Stopped], lone: Lone | None) -> Group:
     grid = lay_out(runs, diverged)
     verdict = _judge(grid)
     lr, batch_tokens = _optimum(verdict)
@@ -175,6 +183,7 @@ def _group(runs: Sequence[Run], diverged: Sequence[Stopped]) -> Group:
         batch_bounds=_bounds(verdict, BATCH),
         lr_unstable=grid.lr_unstable,
         noise=None,
+        lone=lone,
     )
 
 

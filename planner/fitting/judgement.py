@@ -13,6 +13,7 @@ from planner.fitting.hyper_law import HyperLaws
 from planner.fitting.isoflop import ComputeLaws, IsoFlop
 from planner.fitting.laws import NotFitted
 from planner.fitting.surface import Points
+from planner.reading.runs import counted
 
 OUTLIER_SDS = 5.0
 CONDITION_LIMIT = 300.0
@@ -35,7 +36,8 @@ def judge(
     forecast: HoldOut | NotFitted,
 ) -> list[Finding]:
     """Every doubt about these fits, most basic first."""
-    found = [*_surface(points, huber, varpro), *_curves(curves, huber), *_hyper(groups, hyper)]
+    found = [*_lone(groups), *_surface(points, huber, varpro)]
+    found += [*_curves(curves, huber), *_hyper(groups, hyper)]
     found += _nothing(huber, curves, groups)
     if isinstance(forecast, HoldOut) and abs(forecast.relative_error) > FORECAST_ERROR:
         found.append(_forecast_off(forecast))
@@ -56,6 +58,23 @@ def _forecast_off(forecast: HoldOut) -> Finding:
         f"fitted without the largest budget ({forecast.held_out_flops:.3g} FLOPs), its loss is "
         f"forecast {forecast.relative_error:+.2%} off (limit {limit:.0%}): {beyond}",
         refuses=refuses,
+    )
+
+
+def _lone(groups: Sequence[Group]) -> Iterator[Finding]:
+    """Losses left out because everything near them belies them."""
+    lone = [group.lone for group in groups if group.lone is not None]
+    if not lone:
+        return
+    listed = "; ".join(
+        f"row {each.run.row} (loss {each.run.loss:.4g}, nearby {each.usual:.4g})"
+        for each in lone[:5]
+    )
+    more = f" and {len(lone) - 5} more" if lone[5:] else ""
+    yield Finding(
+        "lone_losses",
+        f"{counted(len(lone), 'row')} with a loss far below all others of the same N and D, and "
+        f"unlike those of groups nearby: {listed}{more}. Left out; correct them",
     )
 
 
@@ -121,15 +140,16 @@ def _outliers(points: Points, huber: SurfaceFit) -> Iterator[Finding]:
         return
     worst = sorted(np.flatnonzero(far), key=lambda index: -abs(huber.residuals[index]))
     listed = "; ".join(
-        f"{points.names[i]} (loss {points.loss[i]:.4g}, {huber.residuals[i]:+.1%})"
+        f"{points.names[i]} (loss {points.loss[i]:.4g}, {np.expm1(huber.residuals[i]):+.1%})"
         for i in worst[:5]
     )
     more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
+    limit = np.expm1(OUTLIER_SDS * huber.residual_sd)
     without, _ = refit(LOG_HUBER, points, huber.surfaces, (~far)[None].astype(float))
     yield Finding(
         "outliers",
         f"{len(worst)} of {len(points)} losses lie more than {OUTLIER_SDS:.0f} standard deviations "
-        f"({OUTLIER_SDS * huber.residual_sd:.2%}) off the surface: {listed}{more}. They are in the "
+        f"({limit:.2%}) off the surface: {listed}{more}. They are in the "
         f"fit; without them the exponent of N* moves from {huber.surfaces.surface().a:.3f} to "
         f"{without.surface().a:.3f} (leave them out with --where 'loss<...')",
     )
