@@ -7,8 +7,21 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from planner.cli_options import HELP, ManyValues, reading
-from planner.errors import InputError
+from planner.cli_options import (
+    DECADES,
+    FLOPS,
+    GRID,
+    HELP,
+    NEXT,
+    NOISE,
+    PRECISION,
+    SEED,
+    SMALLEST,
+    SWEEPS,
+    ManyValues,
+    reading,
+)
+from planner.errors import EXIT_UNTRUSTED, InputError
 
 EXAMPLES = """\b
 Examples:
@@ -21,7 +34,7 @@ BEFORE = (
     "cost_flops", "precision", "prior", "budgets", "decades", "lrs", "batches", "mup", "smallest",
     "sweeps", "seed",
 )  # fmt: skip
-AFTER = ("count", "cap_flops", "per", "maps", "where", "group")
+AFTER = ("count", "cap_flops", "per", "maps", "where", "group", "force")
 FEWEST_BUDGETS, MOST_BUDGETS = 3, 12
 
 
@@ -45,25 +58,27 @@ class BudgetCount(click.ParamType):
 
 @dataclass(frozen=True)
 class Told:
-    """For people and for machines."""
+    """For people and for machines, and whether the data are to be trusted."""
 
     text: str
     document: dict[str, Any]
+    trusted: bool = True
 
 
 @click.command(cls=ManyValues, epilog=EXAMPLES, context_settings=HELP)
 @click.argument("path", required=False)
-@click.option("--cost", "cost_flops", type=float, metavar="FLOPS", help="What the sweep may cost.")
+@click.option("--cost", "cost_flops", type=FLOPS, metavar="FLOPS", help="What the sweep may cost.")
 @click.option(
     "--target",
     "target_flops",
-    type=float,
+    type=FLOPS,
     metavar="FLOPS",
     help="Training FLOPs of the run to be planned.  [with PATH: 10x the largest]",
 )
 @click.option(
     "--precision",
-    type=float,
+    type=PRECISION,
+    metavar="FACTOR",
     default=1.2,
     show_default=True,
     help="Wanted: N* at the target within this factor (90%).",
@@ -76,7 +91,8 @@ class Told:
 )
 @click.option(
     "--noise",
-    type=float,
+    type=NOISE,
+    metavar="SHARE",
     help="Relative standard deviation of a loss.  [3e-4; with PATH: the sweep's]",
 )
 @click.option(
@@ -88,21 +104,24 @@ class Told:
 )
 @click.option(
     "--decades",
-    type=click.FloatRange(0.5, 6),
+    type=DECADES,
+    metavar="DECADES",
     default=2.5,
     show_default=True,
     help="Widest range of budgets to choose from.",
 )
 @click.option(
     "--lrs",
-    type=click.IntRange(min=1),
+    type=GRID,
+    metavar="COUNT",
     default=4,
     show_default=True,
     help="Learning rates at an (N, D).",
 )
 @click.option(
     "--batches",
-    type=click.IntRange(min=1),
+    type=GRID,
+    metavar="COUNT",
     default=1,
     show_default=True,
     help="Batches at an (N, D).",
@@ -114,18 +133,16 @@ class Told:
 )
 @click.option(
     "--smallest",
-    type=float,
+    type=SMALLEST,
     default=1e6,
     metavar="PARAMS",
     help="Smallest model worth training, where no --spec gives the sizes.  [1e6]",
 )
-@click.option(
-    "--next", "count", type=click.IntRange(min=1), metavar="K", help="Runs to add to PATH."
-)
+@click.option("--next", "count", type=NEXT, metavar="K", help="Runs to add to PATH.")
 @click.option(
     "--budget-cap",
     "cap_flops",
-    type=float,
+    type=FLOPS,
     metavar="FLOPS",
     help="Most that one next run may cost.  [3x the largest]",
 )
@@ -139,12 +156,21 @@ class Told:
 @reading
 @click.option(
     "--sweeps",
-    type=click.IntRange(min=20),
+    type=SWEEPS,
+    metavar="COUNT",
     default=400,
     show_default=True,
     help="Sweeps to simulate for each of the best few designs.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the simulated sweeps.")
+@click.option(
+    "--seed",
+    type=SEED,
+    metavar="SEED",
+    default=0,
+    show_default=True,
+    help="Seed of the simulated sweeps.",
+)
+@click.option("--force", is_flag=True, help="Advise in spite of a refusal: exit 0.  [off]")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, the rest on stderr.  [off]")
 @click.pass_context
 def design(context: click.Context, path: str | None, as_json: bool, **options: Any) -> None:
@@ -155,7 +181,7 @@ def design(context: click.Context, path: str | None, as_json: bool, **options: A
     jobs/sweep.py) takes sizes from the platform's ladder and prints the commands.
 
     With PATH, a sweep as for `planner fit`: the --next runs that shrink the interval of the best
-    size at the target most.
+    size at the target most. Where `planner fit` refuses the data the exit code is 3.
     """
     _check_mode(context, path)
     told = _before(options) if path is None else _after(path, options)
@@ -164,6 +190,8 @@ def design(context: click.Context, path: str | None, as_json: bool, **options: A
         from planner.showing.results import to_json
 
         click.echo(to_json(told.document), nl=False)
+    if not told.trusted and not options["force"]:
+        raise click.exceptions.Exit(EXIT_UNTRUSTED)
 
 
 def _check_mode(context: click.Context, path: str | None) -> None:
@@ -245,4 +273,4 @@ def _after(path: str, options: dict[str, Any]) -> Told:
     )
     # The intervals come from the delta method: nothing needs resampling.
     advice = advise_next(fit_sweep(sweeps[0], FitOptions(resamples=0)), wish)
-    return Told(next_text(advice), next_document(advice))
+    return Told(next_text(advice), next_document(advice), advice.trusted)

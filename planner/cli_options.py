@@ -11,6 +11,46 @@ MANY = ("--map", "--where")
 COMPARISONS = ("=", "<", ">")
 
 
+class Within(click.ParamType):
+    """A number from `low` to `high`, for an error message: `of` what, with an example.
+
+    The ranges are what runs and GPUs can be with much room to spare; beyond them are slips of the
+    hand, and numbers that arithmetic does not carry.
+    """
+
+    name = "number"
+
+    def __init__(self, low: float, high: float, of: str, whole: bool = False) -> None:
+        self.low, self.high, self.of, self.whole = low, high, of, whole
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = (click.INT if self.whole else click.FLOAT).convert(value, param, ctx)
+        if self.low <= number <= self.high:
+            return number
+        return self.fail(
+            f"{value} is not in the range {self.low:.15g} to {self.high:.15g}: give {self.of}",
+            param,
+            ctx,
+        )
+
+
+FLOPS = Within(1, 1e32, "the training FLOPs of a run or a sweep, such as 1e22")
+SEED = Within(0, 2**32 - 1, "a whole number such as 0", whole=True)
+DAYS = Within(1e-3, 3650, "days of training, such as 14")
+GPUS = Within(1, 1_000_000, "a count of GPUs, such as 64", whole=True)
+PEAK_TFLOPS = Within(0.1, 1e6, "the dense bf16 peak of one GPU in TFLOP/s, such as 989")
+UTILISATION = Within(0.001, 1, "the share of the peak that training reaches, such as 0.4")
+PRICE = Within(1e-4, 1e6, "the price of one GPU for one hour, such as 2.5")
+RESAMPLES = Within(0, 100_000, "a count such as 1000, or 0 for no intervals", whole=True)
+PRECISION = Within(1.001, 1000, "a factor above 1, such as 1.2 for x/÷1.2")
+NOISE = Within(1e-9, 1, "the relative standard deviation of a loss between seeds, such as 0.002")
+DECADES = Within(0.5, 6, "decades between the smallest and the largest budget, such as 2.5")
+GRID = Within(1, 100, "a count of settings, such as 4", whole=True)
+SMALLEST = Within(1, 1e13, "parameters of a model, such as 1e6")
+NEXT = Within(1, 10_000, "a count of runs, such as 6", whole=True)
+SWEEPS = Within(20, 100_000, "a count of simulated sweeps, such as 400", whole=True)
+
+
 class ManyValues(click.Command):
     """A command whose `--map` and `--where` take several values: `--map params=N loss=val`."""
 
@@ -74,23 +114,21 @@ def planning(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--target",
                 "target_flops",
-                type=float,
+                type=FLOPS,
                 multiple=True,
                 metavar="FLOPS",
-                callback=_positive,
                 help="Training FLOPs to plan for; repeatable.  [10x, 30x, 100x the largest]",
             ),
             click.option(
                 "--gpus",
-                type=click.IntRange(min=1),
+                type=GPUS,
                 metavar="COUNT",
                 help="GPUs of the planned run; with --days they make the target.  [8]",
             ),
             click.option(
                 "--days",
-                type=float,
+                type=DAYS,
                 metavar="DAYS",
-                callback=_positive,
                 help="Days of the planned run.",
             ),
             click.option(
@@ -99,23 +137,21 @@ def planning(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--gpu-peak-tflops",
                 "peak_tflops",
-                type=float,
+                type=PEAK_TFLOPS,
                 metavar="TFLOPS",
-                callback=_positive,
                 help="Dense bf16 peak of a GPU that has no name here.",
             ),
             click.option(
                 "--utilisation",
-                type=click.FloatRange(0, 1, min_open=True),
+                type=UTILISATION,
                 metavar="SHARE",
                 help="Share of the GPU's peak FLOPs that training reaches.  [0.4]",
             ),
             click.option(
                 "--price",
                 "price_per_gpu_hour",
-                type=float,
+                type=PRICE,
                 metavar="PRICE",
-                callback=_positive,
                 help="Price of a GPU hour.  [the GPU's]",
             ),
         )
@@ -130,12 +166,20 @@ def fitting(command: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option(
                 "--resamples",
-                type=click.IntRange(min=0),
+                type=RESAMPLES,
+                metavar="COUNT",
                 default=1000,
                 show_default=True,
                 help="Resamples for the intervals; 0: none.",
             ),
-            click.option("--seed", default=0, show_default=True, help="Seed of the resamples."),
+            click.option(
+                "--seed",
+                type=SEED,
+                metavar="SEED",
+                default=0,
+                show_default=True,
+                help="Seed of the resamples.",
+            ),
             click.option(
                 "--out",
                 type=click.Path(path_type=Path, file_okay=False),
@@ -150,10 +194,3 @@ def fitting(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
-
-
-def _positive(_: click.Context, option: click.Parameter, given: Any) -> Any:
-    for value in given if isinstance(given, tuple) else (given,):
-        if value is not None and not 0 < value < float("inf"):
-            raise click.BadParameter(f"{value} is not a finite number above 0", param=option)
-    return given

@@ -1,10 +1,12 @@
 """One call of `planner fit` or `planner report`: read, fit, plan, write; and what to tell."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.errors import InputError
 from planner.files import write_bytes
 from planner.fitting.fit import Fit, FitOptions, fit_sweep
 from planner.planning.cost import Hardware, targets
@@ -12,6 +14,7 @@ from planner.planning.plan import Plan, make_plan
 from planner.planning.plan_file import write_plan
 from planner.reading.records import Sweep, read_sweeps
 from planner.reading.spec import ReadOptions
+from planner.showing.report_files import remove_report
 from planner.showing.results import document, to_json
 from planner.showing.tables import summary
 
@@ -48,15 +51,16 @@ def run(request: Request, with_report: bool) -> Outcome:
     """Do all of it; every bad input is found before anything is written."""
     sweeps = read_sweeps(request.source, request.read)
     folder = request.out or default_folder(sweeps[0])
+    check_folder(folder)
     fits = [_fitted(sweep, request) for sweep in sweeps]
     documents = [document(fit, plans) for fit, plans in fits]
-    whole = documents[0] if request.read.group is None else _grouped(sweeps, documents)
+    whole = documents[0] if sweeps[0].group is None else _grouped(sweeps, documents)
     json = to_json(whole)
     written = _write(fits, json, folder)
     if with_report:
         from planner.showing.report import write_report
 
-        written += write_report(fits, folder, request.command)
+        written += write_report(fits, folder, request.command, reading=request.read)
     told = "\n\n".join(summary(fit, plans) for fit, plans in fits)
     return Outcome(
         summary=f"{told}\n\nWritten: {', '.join(map(str, written))}",
@@ -69,6 +73,15 @@ def default_folder(sweep: Sweep) -> Path:
     """`fit/` beside a sweep.toml; other people's data is not written into."""
     own = sweep.folder is not None and (sweep.folder / "sweep.toml").is_file()
     return sweep.folder / "fit" if own and sweep.folder else Path("fit")
+
+
+def check_folder(folder: Path) -> None:
+    """`InputError` where no folder can be made, or nothing written into the one there is."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"--out {folder}: {there} is no folder; name one that is, or a new one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder}: nothing can be written into {there}; name another one")
 
 
 def _fitted(sweep: Sweep, request: Request) -> tuple[Fit, list[Plan]]:
@@ -86,8 +99,12 @@ def _grouped(sweeps: Sequence[Sweep], documents: Sequence[dict[str, Any]]) -> di
 
 
 def _write(fits: Sequence[tuple[Fit, list[Plan]]], json: str, folder: Path) -> list[Path]:
-    """laws.json, and plan.toml where there is a config; what an earlier fit left does not stay."""
+    """laws.json, and plan.toml where there is a config; what an earlier fit left does not stay.
+
+    Neither does its report: a page beside laws it does not tell of would pass for theirs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_report(folder)
     (folder / PLAN_FILE).unlink(missing_ok=True)
     written = [folder / LAWS_FILE]
     write_bytes(written[0], json.encode())

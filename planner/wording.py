@@ -28,6 +28,14 @@ def scientific(value: float, digits: int = 3) -> str:
     return f"{_trimmed(mantissa)}e{int(exponent)}"
 
 
+def scientific_enough(value: float, digits: int = 3) -> str:
+    """As `scientific`, but never less than the value: a least cost that is given must suffice."""
+    written = scientific(value, digits)
+    if not math.isfinite(value) or float(written) >= value:
+        return written
+    return scientific(value + 10.0 ** (math.floor(math.log10(abs(value))) + 1 - digits), digits)
+
+
 def plain(value: float, digits: int = 3) -> str:
     """Decimals where they are readable, else as `scientific`; thousands are parted."""
     if value == 0 or SMALL <= abs(value) < LARGE:

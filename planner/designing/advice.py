@@ -24,7 +24,7 @@ from planner.findings import Finding
 from planner.fitting.base import Base
 from planner.fitting.frontier import six_nd
 from planner.planning.distrust import MAX_EXTRAPOLATION
-from planner.wording import many, percent, scientific
+from planner.wording import many, percent, scientific, scientific_enough
 
 CONFIRMED = 1.25  # a design whose simulated interval is wider than predicted by more is passed over
 SHOWN, SIMULATED = 5, 3
@@ -117,21 +117,6 @@ def advise(wish: Wish, prior: Prior, base: Base | None) -> Advice:
 
 
 def _check(wish: Wish, base: Base | None) -> None:
-    for name, value in (
-        ("--cost", wish.cost_flops),
-        ("--target", wish.target_flops),
-        ("--noise", wish.noise),
-        ("--smallest", wish.smallest_params),
-        ("--decades", wish.decades),
-    ):
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} {value:g}: give a finite number above 0")
-    if not 1 < wish.precision < math.inf:
-        raise InputError(
-            f"--precision {wish.precision:g}: a factor above 1, such as 1.2 for x/÷1.2"
-        )
-    if wish.tuning.lrs < 1 or wish.tuning.batches < 1:
-        raise InputError("--lrs and --batches are counts of at least 1")
     if base is not None and wish.tuning.batches > 1:
         raise InputError(
             f"--batches {wish.tuning.batches}: jobs/sweep.py holds the batch of its config; give "
@@ -161,7 +146,7 @@ def _doubts(wish: Wish, chosen: Design, least: float, unconfirmed: bool) -> Iter
     ratio = wish.target_flops / chosen.largest_flops
     if ratio > MAX_EXTRAPOLATION:
         way_out = (
-            f"the least cost of a design within it is {scientific(least)} FLOPs"
+            f"the least cost of a design within it is {scientific_enough(least)} FLOPs"
             if math.isfinite(least)
             else "no design here comes within it"
         )

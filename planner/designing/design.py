@@ -33,6 +33,7 @@ from planner.errors import InputError
 from planner.fitting.frontier import Frontier
 from planner.fitting.surface import Floats, Surface, Surfaces
 from planner.planning.distrust import MAX_EXTRAPOLATION
+from planner.wording import scientific_enough
 
 Mask = NDArray[np.bool_]
 
@@ -252,8 +253,8 @@ class Catalogue:
         if not found:
             raise InputError(
                 f"--cost {cost_flops:.3g} FLOPs does not pay for the smallest design; the least is "
-                f"{self.least_cost(math.inf, reaching=False):.3g}. Raise --cost, or lower --lrs, "
-                "--batches, --budgets or --smallest"
+                f"{scientific_enough(self.least_cost(math.inf, reaching=False))}. Raise --cost, or "
+                "lower --lrs, --batches, --budgets or --smallest"
             )
         found.sort(key=lambda one: one[0].key(one[1]))
         return [designed(self.problem, offer.layouts, at) for offer, at in found[:count]]
@@ -276,12 +277,12 @@ def shapes(budgets: tuple[int, int], decades: float) -> list[Shape]:
 def catalogue(problem: Problem, choice: Iterable[Shape]) -> Catalogue:
     """Lay out and price every shape at every scale; `InputError` where none fits the target."""
     grid = _scales(problem)
-    offers = tuple(offer(problem, shape, grid) for shape in choice)
+    offers = tuple(offer(problem, shape, grid) for shape in choice) if len(grid) else ()
     if not any(np.isfinite(one.half).any() for one in offers):
         low, high = problem.frontier.smallest_params, problem.frontier.largest_params
         raise InputError(
             f"no design fits below --target {problem.target_flops:.3g} FLOPs with models of "
-            f"{low:.3g} to {high:.3g} parameters; raise --target"
+            f"{low:.3g} to {high:.3g} parameters; raise --target, or lower --smallest"
         )
     return Catalogue(problem, offers)
 

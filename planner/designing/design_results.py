@@ -65,6 +65,7 @@ def next_document(advice: NextAdvice) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "kind": "after",
         "level": LEVEL,
+        "trusted": advice.trusted,
         "data": {
             "source": fit.sweep.source,
             "hash": f"sha256:{fit.sweep.sha256}",
@@ -86,7 +87,7 @@ def next_document(advice: NextAdvice) -> dict[str, Any]:
         "cost_flops": sum(each.flops for each in advice.settings),
         "edges": [_edge(run) for run in advice.edges],
         "next": [_next(each) for each in advice.settings],
-        "findings": _findings(advice.findings),
+        "findings": _findings([*advice.fit.findings, *advice.findings]),
     }  # fmt: skip
 
 

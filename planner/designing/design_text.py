@@ -10,7 +10,7 @@ from planner.designing.next_runs import EdgeRun, Per
 from planner.designing.simulation import Simulation
 from planner.findings import Finding
 from planner.planning.distrust import MAX_EXTRAPOLATION
-from planner.wording import count, loss, many, percent, plain, scientific
+from planner.wording import count, loss, many, percent, plain, scientific, scientific_enough
 
 MAX_EDGES = 10
 
@@ -43,7 +43,8 @@ def next_text(advice: NextAdvice) -> str:
         f"{'FLOP' if advice.per is Per.FLOPS else 'run'} tells; condition number of the sweep "
         f"{plain(found.condition)}"
     )
-    sections = [head, _edges(advice.edges), _next(advice), _findings(advice.findings)]
+    findings = [*advice.fit.findings, *advice.findings]
+    sections = [head, _edges(advice.edges), _next(advice), _findings(findings)]
     return "\n\n".join(section for section in sections if section)
 
 
@@ -75,7 +76,7 @@ def _head(advice: Advice) -> Iterator[str]:
 def _verdict(advice: Advice) -> str:
     wanted = f"the wanted x/÷{advice.wish.precision:g}"
     needed = advice.needed_flops
-    cost = "no design below the target" if needed is None else f"{scientific(needed)} FLOPs"
+    cost = "no design below the target" if needed is None else f"{scientific_enough(needed)} FLOPs"
     if advice.reached and needed is not None and needed < advice.chosen.cost_flops:
         return f"{wanted} is reached; the cheapest design that reaches it costs {cost}"
     if advice.reached:
@@ -195,7 +196,10 @@ def _without_empty(rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 def _findings(findings: Sequence[Finding]) -> str:
-    return "\n".join(f"note [{finding.code}]: {finding.text}" for finding in findings)
+    return "\n".join(
+        f"{'REFUSED' if finding.refuses else 'note'} [{finding.code}]: {finding.text}"
+        for finding in findings
+    )
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

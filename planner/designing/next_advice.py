@@ -21,7 +21,7 @@ from planner.designing.next_runs import (
 from planner.errors import InputError
 from planner.findings import Finding
 from planner.fitting.fit import Fit
-from planner.fitting.hyper import Group
+from planner.fitting.hyper import Edge, Group
 from planner.fitting.hyper_law import HyperLaw
 from planner.fitting.laws import NotFitted
 
@@ -56,7 +56,7 @@ class NextSetting:
 
 @dataclass(frozen=True)
 class NextAdvice:
-    """What to run next, `edges` before `settings`."""
+    """What to run next, `edges` before `settings`; `findings` are of the advice, not of the fit."""
 
     fit: Fit
     target_flops: float
@@ -67,6 +67,11 @@ class NextAdvice:
     found: NextRuns
     settings: tuple[NextSetting, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether `planner fit` would not refuse these data whatever the target."""
+        return not any(finding.refuses for finding in self.fit.findings)
 
 
 def advise_next(fit: Fit, wish: NextWish) -> NextAdvice:
@@ -79,7 +84,7 @@ def advise_next(fit: Fit, wish: NextWish) -> NextAdvice:
     target = TARGET * fit.largest_flops if wish.target_flops is None else wish.target_flops
     cap = min(CAP * fit.largest_flops, target) if wish.cap_flops is None else wish.cap_flops
     noise = fit.noise if wish.noise is None else wish.noise
-    _check(wish, fit, target, cap, noise)
+    _check(fit, target, cap, noise)
     widths = _widths(fit)
     rungs = np.array(sorted(widths)) if widths else None
     surfaces = fit.huber.surfaces
@@ -107,10 +112,8 @@ def advise_next(fit: Fit, wish: NextWish) -> NextAdvice:
     )
 
 
-def _check(wish: NextWish, fit: Fit, target: float, cap: float, noise: float) -> None:
+def _check(fit: Fit, target: float, cap: float, noise: float) -> None:
     smallest = float(fit.points.flops.min())
-    if wish.count < 1:
-        raise InputError(f"--next {wish.count}: give a count of at least 1")
     if not fit.largest_flops < target < math.inf:
         raise InputError(
             f"--target {target:.3g} FLOPs is not above the largest budget of the sweep "
@@ -162,13 +165,19 @@ def _nearest(groups: Sequence[Group], run: NextRun) -> Group:
     return min(groups, key=distance)
 
 
+def with_grid(groups: Sequence[Group]) -> list[Group]:
+    """The groups with enough settings to have an edge: the others say nothing of one."""
+    return [group for group in groups if set(group.edges) != {Edge.DEGENERATE}]
+
+
 def _findings(found: NextRuns, edges: Sequence[EdgeRun], fit: Fit) -> Iterator[Finding]:
     if edges:
-        groups = len({(run.params, run.tokens) for run in edges})
+        at_edge = len({(run.params, run.tokens) for run in edges})
         yield Finding(
             "edges_first",
-            f"{groups} of {len(fit.groups)} groups have their best setting at an edge of the grid, "
-            "so that their losses are only upper bounds: extend those grids before anything else",
+            f"{at_edge} of {len(with_grid(fit.groups))} groups with a grid have their best setting "
+            "at an edge of it, so that their losses are only upper bounds: extend those grids "
+            "before anything else",
         )
     if found.collinear:
         yield Finding(

@@ -45,10 +45,11 @@ _UNIFORM = {
 class Sweep:
     """The validated table of one sweep, or of one group of it.
 
-    `sha256` is that of the whole source; `rows` counts those read, after --where and before
-    rejection. `noise` is the relative standard deviation of the loss between seeds, where stated.
-    `settings` is the whole of `sweep.toml` or --spec, None without one. `schedule` is the one
-    learning-rate schedule of all runs, where the table has such a column.
+    `group` is a value of `group_column`. `sha256` is that of the whole source; `rows` counts those
+    read, after --where and before rejection. `noise` is the relative standard deviation of the loss
+    between seeds, where stated. `settings` is the whole of `sweep.toml` or --spec, None without
+    one. `schedule` is the one learning-rate schedule of all runs, where the table has such a
+    column.
     """
 
     source: str
@@ -64,6 +65,7 @@ class Sweep:
     findings: tuple[Finding, ...]
     settings: Mapping[str, Any] | None
     schedule: str | None = None
+    group_column: str | None = None
 
 
 def read_sweeps(source: str, options: ReadOptions) -> list[Sweep]:
@@ -187,6 +189,7 @@ def _sweep(
         ),
         settings=spec.settings,
         schedule=schedules[0] if schedules else None,
+        group_column=spec.group,
     )
 
 

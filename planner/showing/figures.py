@@ -1,6 +1,5 @@
 """All figures of a fit, each as PNG, as SVG and as an element for a page."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,13 +20,7 @@ from planner.showing import (
     figures_surface,
 )
 from planner.showing.drawing import Drawing, Rendered
-
-NAMES = (
-    *("surface", "residuals", "isoflop", "laws", "maps", "lr_curves", "batch_curves"),
-    *("hyper_laws", "transfer", "tradeoff"),
-)
-KINDS = ("png", "svg")
-_OURS = re.compile(rf"(group\d+-[\w.-]*-)?({'|'.join(NAMES)})\.({'|'.join(KINDS)})")
+from planner.showing.report_files import KINDS
 
 
 def render_all(fit: Fit, plans: Sequence[Plan], prefix: str = "") -> dict[str, Rendered]:
@@ -45,14 +38,6 @@ def write_figures(rendered: dict[str, Rendered], folder: Path, prefix: str = "")
             write_bytes(path, content)
             written.append(path)
     return written
-
-
-def remove_figures(folder: Path, keep: Sequence[Path]) -> None:
-    """What an earlier report left here must not pass for this one's."""
-    kept = set(keep)
-    for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path not in kept:
-            path.unlink()
 
 
 def _drawings(fit: Fit, plans: Sequence[Plan]) -> Iterator[Drawing]:

@@ -17,19 +17,22 @@ from planner.fitting.grid import BATCH, LR
 from planner.fitting.hyper_law import HyperLaw
 from planner.fitting.laws import LEVEL, NotFitted
 from planner.planning.plan import Plan
+from planner.reading.checks import blown_runs
 from planner.reading.runs import counted
+from planner.reading.spec import ReadOptions
 from planner.showing import report_next, report_plan, report_tables, report_verdict
 from planner.showing.drawing import Rendered, clean, short
-from planner.showing.figures import remove_figures, render_all, write_figures
+from planner.showing.figures import render_all, write_figures
 from planner.showing.figures_hyper import on_maps, swept
+from planner.showing.report_files import REPORT_FILE, remove_figures
 from planner.showing.report_next import Next
 from planner.showing.report_plan import Finding
 from planner.showing.report_tables import Table
 from planner.showing.report_verdict import Verdict
 from planner.showing.results import versions
 
-REPORT_FILE = "report.html"
 LONG_SOURCE = 32
+AS_IT_IS = ReadOptions()
 TEMPLATE, STYLE_FILE, SCRIPT_FILE = "report.html.j2", "report.css", "report.js"
 _STANDS = {"good": "planned", "fair": "planned", "low": "planned, confidence low"}
 ACCOUNTING = {
@@ -57,15 +60,19 @@ class Part:
 
 
 def write_report(
-    fits: Sequence[tuple[Fit, Sequence[Plan]]], folder: Path, command: str, date: str | None = None
+    fits: Sequence[tuple[Fit, Sequence[Plan]]],
+    folder: Path,
+    command: str,
+    date: str | None = None,
+    reading: ReadOptions = AS_IT_IS,
 ) -> list[Path]:
     """Write `report.html` and every figure into `folder`; returns the paths.
 
     One part for each fit. `date` is shown where it is given: without one, equal input gives equal
-    bytes.
+    bytes. `reading` is how the table was read, for the command that goes on from it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [_part(fit, plans, place, len(fits)) for place, (fit, plans) in enumerate(fits, 1)]
+    parts = [_part(fits, place, reading) for place in range(len(fits))]
     page = folder / REPORT_FILE
     write_bytes(page, render_page(parts, command, date).encode())
     written = [page]
@@ -126,8 +133,9 @@ def _code(text: str) -> Any:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(clean(text)))))
 
 
-def _part(fit: Fit, plans: Sequence[Plan], place: int, parts: int) -> Part:
-    slug = f"group{place:02d}-{_slug(fit.sweep.group)}" if parts > 1 else "fit"
+def _part(fits: Sequence[tuple[Fit, Sequence[Plan]]], place: int, reading: ReadOptions) -> Part:
+    fit, plans = fits[place]
+    slug = f"group{place + 1:02d}-{_slug(fit.sweep.group)}" if len(fits) > 1 else "fit"
     target = plans[0].target_flops if plans else None
     verdicts = [report_verdict.verdict(fit, plan) for plan in plans]
     return Part(
@@ -136,7 +144,7 @@ def _part(fit: Fit, plans: Sequence[Plan], place: int, parts: int) -> Part:
         fit=fit,
         plans=plans,
         verdicts=verdicts or [report_verdict.no_plan(fit)],
-        next=report_next.what_next(fit, target),
+        next=report_next.what_next(fit, target, reading),
         warnings=report_plan.warnings(fit, plans),
         facts=_facts(fit),
         tables=_tables(fit, plans, [each.kind for each in verdicts]),
@@ -177,7 +185,7 @@ def _facts(fit: Fit) -> list[tuple[str, str]]:
     return [
         ("rows", f"{sweep.rows:,} read, {len(sweep.runs):,} used, {len(sweep.rejections):,} "
                  f"rejected, {stopped.count('diverged'):,} diverged, {stopped.count('failed'):,} "
-                 "failed"),
+                 f"failed{_blown(fit)}"),
         ("points", f"{counted(len(points), 'pair')} of (N, D), each at the best settings tried"),
         ("N", sweep.accounting.params or "parameters, as the table has them; whether with "
               "embeddings is not stated"),
@@ -189,6 +197,11 @@ def _facts(fit: Fit) -> list[tuple[str, str]]:
                   f"{_range(ratio, wording.plain)}"),
         ("noise", _noise(fit)),
     ]  # fmt: skip
+
+
+def _blown(fit: Fit) -> str:
+    blown = len(blown_runs(fit.sweep.runs))
+    return f"; {blown:,} of the used ones diverged by their loss" if blown else ""
 
 
 def _noise(fit: Fit) -> str:
@@ -228,7 +241,8 @@ def _regret(fit: Fit) -> str:
     diverged = f"; in {regret.diverged} the nearest one diverged" if regret.diverged else ""
     return (
         f"Taking the setting nearest to the laws, of those tried, costs "
-        f"{wording.percent(regret.mean)} of loss on average over {regret.groups} groups and "
+        f"{wording.percent(regret.mean)} of loss on average over the {regret.groups} groups with "
+        "two settings or more and "
         f"{wording.percent(regret.max)} at worst (N {wording.count(regret.worst.params)}, D "
         f"{wording.count(regret.worst.tokens)}){diverged}. "
         + " ".join(map(wording.sentence, bounds))

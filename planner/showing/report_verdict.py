@@ -204,7 +204,7 @@ def _sure(fit: Fit, plan: Plan | None) -> Iterator[tuple[str, str]]:
             "The settings",
             "Following the laws of learning rate and batch on the sweep's own grids costs "
             f"{wording.percent(regret.mean)} of loss on average and {wording.percent(regret.max)} "
-            f"at worst, over {wording.many(regret.groups, 'group')}.",
+            f"at worst, over the {regret.groups} groups with two settings or more.",
         )
     yield "The test", of_forecast(fit)
 

@@ -21,6 +21,7 @@ from planner.fitting.surface import CONSTANTS, Surfaces
 from planner.fitting.transfer import Transfer
 from planner.planning.plan import Plan
 from planner.planning.plan_file import plan_document
+from planner.reading.checks import blown_runs
 
 SCHEMA_VERSION = 2
 DEFINITIONS = {
@@ -92,6 +93,7 @@ def _data(fit: Fit) -> dict[str, Any]:
             {"row": run.row, "run": run.run, "status": run.status, "lr": run.lr}
             for run in sweep.stopped
         ],
+        "diverged_by_loss": [run.row for run in blown_runs(sweep.runs)],
         "points": len(fit.points),
         "accounting": {
             "flops": sweep.accounting.flops,

@@ -12,6 +12,7 @@ from planner.fitting.isoflop import ComputeLaws
 from planner.fitting.laws import LEVEL, Estimate, FloorLaw, NotFitted
 from planner.fitting.surface import CONSTANTS
 from planner.planning.plan import Plan
+from planner.reading.checks import blown_runs
 from planner.reading.runs import counted
 from planner.showing.results import unique
 
@@ -39,10 +40,12 @@ def _data(fit: Fit) -> str:
     sweep = fit.sweep
     name = f"{sweep.source}" + (f", group {sweep.group}" if sweep.group else "")
     stopped = [run.status for run in sweep.stopped]
+    blown = len(blown_runs(sweep.runs))
+    by_loss = f" ({blown} of them diverged by their loss)" if blown else ""
     counts = (
-        f"  {sweep.rows} rows: {len(sweep.runs)} used, {stopped.count('diverged')} diverged, "
-        f"{stopped.count('failed')} failed, {len(sweep.rejections)} rejected; "
-        f"{counted(len(fit.points), 'pair')} of (N, D)"
+        f"  {sweep.rows} rows: {len(sweep.runs)} used{by_loss}, "
+        f"{stopped.count('diverged')} diverged, {stopped.count('failed')} failed, "
+        f"{len(sweep.rejections)} rejected; {counted(len(fit.points), 'pair')} of (N, D)"
     )
     lines = [f"Sweep {name}", counts]
     shown = sweep.rejections[:MAX_REJECTIONS]
@@ -135,8 +138,8 @@ def _hyper(fit: Fit) -> str:
     if regret is not None:
         lines.append(
             f"  loss lost by following the laws on this sweep: mean {regret.mean:.3%}, worst "
-            f"{regret.max:.3%} over {regret.groups} groups; nearest run diverged in "
-            f"{regret.diverged}"
+            f"{regret.max:.3%} over the {regret.groups} groups with two settings or more; nearest "
+            f"run diverged in {regret.diverged}"
         )
     lines.append(
         "  muP transfer: "

@@ -265,9 +265,18 @@ def test_a_grid_at_one_size_is_answered_where_it_can_be(planner: Any, tmp_path: 
         (["fit", "nowhere"], "nowhere"),
         (["fit", "--targets", "1e9", "."], "No such option '--targets'. Did you mean '--target'?"),
         (["fitt"], "No such command 'fitt'"),
-        (["fit", ".", "--target", "-1"], "-1.0 is not a finite number above 0"),
-        (["fit", ".", "--target", "nan"], "nan is not a finite number above 0"),
-        (["fit", ".", "--utilisation", "1.5"], "1.5 is not in the range 0<x<=1"),
+        (["fit", ".", "--target", "-1"], "-1 is not in the range 1 to 1e+32: give the training"),
+        (["fit", ".", "--target", "nan"], "nan is not in the range 1 to 1e+32"),
+        (["fit", ".", "--target", "1e300"], "1e300 is not in the range 1 to 1e+32"),
+        (["fit", ".", "--target", "much"], "'much' is not a valid float"),
+        (["fit", ".", "--utilisation", "1.5"], "1.5 is not in the range 0.001 to 1: give the"),
+        (["fit", ".", "--days", "1e300", "--gpus", "8"], "1e300 is not in the range 0.001 to 3650"),
+        (["fit", ".", "--gpus", "1e9"], "'1e9' is not a valid integer"),
+        (["fit", ".", "--gpus", "0"], "0 is not in the range 1 to 1000000: give a count of GPUs"),
+        (["fit", ".", "--gpu-peak-tflops", "1e-300"], "1e-300 is not in the range 0.1 to 1000000"),
+        (["fit", ".", "--price", "1e308"], "1e308 is not in the range 0.0001 to 1000000"),
+        (["fit", ".", "--seed", "-1"], "-1 is not in the range 0 to 4294967295"),
+        (["report", ".", "--resamples", "-1"], "-1 is not in the range 0 to 100000"),
         (["fit", ".", "--days", "3"], "--days needs --gpus"),
         (["fit", ".", "--gpu", "H1000"], "H1000"),
         (["fit"], "Missing argument"),
@@ -292,11 +301,65 @@ def test_bad_input_leaves_nothing_behind(planner: Any, tmp_path: Path) -> None:
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_an_output_folder_that_cannot_be_made_exits_with_1(planner: Any, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_made_is_told_before_the_fit(
+    planner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = table(tmp_path / "runs.jsonl", rows_of())
-    done = planner("fit", source, "--out", source / "below", *QUICK)
+    monkeypatch.setattr("planner.session.fit_sweep", lambda *_: pytest.fail("fitted first"))
+    for out, culprit in ((source / "below", source), ("/dev/null", "/dev/null")):
+        done = planner("fit", source, "--out", out, *QUICK)
+        assert done.returncode == 2
+        assert (
+            done.stderr
+            == f"Error: --out {out}: {culprit} is no folder; name one that is, or a new one\n"
+        )
+    monkeypatch.setattr("planner.session.os.access", lambda *_: False)
+    done = planner("fit", source, "--out", tmp_path / "a" / "b", *QUICK)
+    assert done.returncode == 2
+    assert f"nothing can be written into {tmp_path}" in done.stderr
+
+
+def test_a_folder_that_fills_up_meanwhile_exits_with_1(
+    planner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("planner.session.write_bytes", full)
+    done = planner("fit", table(tmp_path / "runs.jsonl", rows_of()), *QUICK)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: ")
+    assert "No space left on device" in done.stderr
+
+
+def test_a_fit_leaves_no_earlier_report_beside_its_laws(planner: Any, tmp_path: Path) -> None:
+    source = table(tmp_path / "runs.jsonl", rows_of())
+    assert planner("report", source, "--out", tmp_path / "out", *QUICK).returncode == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    (tmp_path / "out" / "notes.png").write_text("mine")
+    assert planner("fit", source, "--out", tmp_path / "out", *QUICK).returncode == 0
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["laws.json", "notes.png"]
+
+
+def test_runs_that_diverged_by_their_loss_are_counted_where_the_rows_are(
+    planner: Any, tmp_path: Path
+) -> None:
+    rows = [{**row, "lr": lr} for row in rows_of() for lr in (1e-3, 2e-3)]
+    rows[4]["loss"] *= 2
+    done = planner("fit", table(tmp_path / "runs.jsonl", rows), "--json", *QUICK)
+    assert (
+        "90 rows: 90 used (1 of them diverged by their loss), 0 diverged, 0 failed" in done.stderr
+    )
+    data = json.loads(done.stdout)["data"]
+    assert (data["diverged_by_loss"], data["stopped"]) == ([5], [])
+
+
+def test_groups_that_a_sweep_toml_asks_for_are_all_told(planner: Any, tmp_path: Path) -> None:
+    rows = [{**row, "kind": kind} for kind in "ab" for row in rows_of()]
+    table(tmp_path / "theirs" / "runs.jsonl", rows)
+    (tmp_path / "theirs" / "sweep.toml").write_text('group = "kind"\n')
+    done = planner("fit", tmp_path / "theirs", "--json", *QUICK)
+    assert list(json.loads(done.stdout)["groups"]) == ["a", "b"]
 
 
 def test_an_interruption_exits_with_130(planner: Any, monkeypatch: pytest.MonkeyPatch) -> None:

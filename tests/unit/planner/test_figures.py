@@ -13,6 +13,7 @@ from unit.planner import reports
 from planner.showing import figures
 from planner.showing.drawing import around, clean, log_ticks
 from planner.showing.figures_hyper import MOST_MAPS, on_maps
+from planner.showing.report_files import remove_figures
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -122,7 +123,7 @@ def test_what_another_report_left_goes_and_what_is_not_ours_stays(tmp_path: Path
         (tmp_path / name).write_text("x")
     kept = tmp_path / "laws.svg"
     kept.write_text("new")
-    figures.remove_figures(tmp_path, [kept])
+    remove_figures(tmp_path, [kept])
     assert {path.name for path in tmp_path.iterdir()} == {*theirs, "laws.svg"}
 
 

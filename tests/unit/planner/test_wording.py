@@ -37,6 +37,10 @@ def test_larger_counts_never_read_smaller(one: float, other: float) -> None:
         (wording.scientific(1e22), "1e22"),
         (wording.scientific(5.85e20), "5.85e20"),
         (wording.scientific(2.05e-4), "2.05e-4"),
+        (wording.scientific_enough(1.00499e18), "1.01e18"),
+        (wording.scientific_enough(1e18), "1e18"),
+        (wording.scientific_enough(9.994e17), "1e18"),
+        (wording.scientific_enough(math.inf), "inf"),
         (wording.whole(12_300.4), "12,300"),
         (wording.percent(0.00094), "0.09%"),
         (wording.percent(0.204, signed=True), "+20%"),
@@ -53,3 +57,8 @@ def test_larger_counts_never_read_smaller(one: float, other: float) -> None:
 )
 def test_numbers_read_as_people_write_them(text: str, said: str) -> None:
     assert text == said
+
+
+@given(numbers)
+def test_a_least_cost_in_words_is_enough(value: float) -> None:
+    assert value <= float(wording.scientific_enough(value)) <= 1.02 * value
