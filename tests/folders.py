@@ -13,8 +13,13 @@ WORDS = ("red", "green", "blue", "white", "dark", "grey")
 SHAPES = ((1, 4, 4), (1, 4, 6), (2, 4, 4), (3, 6, 4))
 
 
-def write_data_folder(folder: Path, clips: int = 48, seed: int = 0) -> Path:
-    """A folder of `clips` latents: a mean that depends on the caption's word, plus noise."""
+def write_data_folder(
+    folder: Path, clips: int = 48, seed: int = 0, scales: dict[int, float] | None = None
+) -> Path:
+    """A folder of `clips` latents: a mean that depends on the caption's word, plus noise.
+
+    `scales` multiplies the latents of some clips, counted from 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     encoder, codec = ByteNgramEncoder(), HaarCodec()
     info = DataInfo(codec.fingerprint, codec.latent_channels, encoder.fingerprint, encoder.dim)
@@ -26,6 +31,7 @@ def write_data_folder(folder: Path, clips: int = 48, seed: int = 0) -> Path:
             word, (T, H, W) = index % len(WORDS), SHAPES[index % len(SHAPES)]
             noise = torch.randn(T, codec.latent_channels, H, W, generator=generator)
             latent = means[word][None, :, None, None] + 0.3 * noise
+            latent = latent * (scales or {}).get(index, 1.0)
             caption = f"a {WORDS[word]} picture"
             text = encoder.encode([caption])[0]
             location = writer.add(f"{index:06d}", latent, text)
