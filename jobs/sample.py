@@ -9,9 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 
 import logging
+import math
+import typing
 
 import click
-import torch
 from safetensors.torch import load_file
 
 from scalewright import command
@@ -19,16 +20,17 @@ from scalewright.config import merge
 from scalewright.data.codec import codec_for
 from scalewright.data.text import text_encoder_for
 from scalewright.errors import CheckpointError, ConfigError
-from scalewright.model.attention import attention_for
-from scalewright.model.mup import meta_model
-from scalewright.objective.sampler import LatentShape, Prompt, sample
-from scalewright.train.checkpoint import (
-    MANIFEST,
-    Manifest,
-    load_weights,
-    newest_verified,
-    verify,
+from scalewright.objective.sampler import Prompt, SamplerConfig
+from scalewright.objective.solvers import SolverName
+from scalewright.train.checkpoint import MANIFEST, Manifest, newest_verified, verify
+from scalewright.train.generate import (
+    Request,
+    check_request,
+    generate,
+    launched_rank,
+    launched_ranks,
 )
+from scalewright.train.geometry import Geometry, fitted, read_frame
 from scalewright.train.run import RunConfig
 from scalewright.train.samples import write_frames
 from scalewright.train.worker import CHECKPOINTS, NULL_TEXT
@@ -37,10 +39,10 @@ EPILOG = """\b
 Examples:
   jobs/sample.py "a red circle moves right on a dark background" --run runs/demo
   jobs/sample.py "a blue square on a white background" --run runs/demo --frames 1 --size 64x96
+  jobs/sample.py "the circle moves left" --run runs/demo --first-frame start.png
+  jobs/sample.py "a red circle" --run runs/demo --negative "a blue square" --aspect 16:9
+  jobs/sample.py "a red circle" --run runs/demo --tensor-parallel 2
 """
-
-# Pixels of a latent position, and frames of a latent frame after the first, of both codecs.
-SPACE_PX, TIME_FRAMES = 8, 4
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,12 +54,46 @@ SPACE_PX, TIME_FRAMES = 8, 4
     type=click.Path(path_type=Path, exists=True),
     help="Run folder (its newest verified checkpoint is taken) or one checkpoint.",
 )
-@click.option("--size", default="64x64", show_default=True, help="HEIGHTxWIDTH in pixels.")
+@click.option("--size", help="HEIGHTxWIDTH in pixels [64x64, or the aspect of --first-frame].")
+@click.option("--aspect", help="WIDTH:HEIGHT, such as 16:9, with about the area of --size.")
 @click.option("--frames", default=17, show_default=True, help="Frames: 1 + 4k; 1 is a picture.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write [sample.png or .mp4].")
 @click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
-@click.option("--steps", default=32, show_default=True, help="Euler steps.")
+@click.option("--steps", default=32, show_default=True, help="Steps of the solver.")
+@click.option(
+    "--solver",
+    type=click.Choice(typing.get_args(SolverName)),
+    default="adams",
+    show_default=True,
+    help="euler: first order; adams: second, at the same cost; heun: second, at twice the cost.",
+)
 @click.option("--guidance", default=2.0, show_default=True, help="Guidance; 1 is none.")
+@click.option("--negative", help="Text that guidance moves away from, instead of no text.")
+@click.option(
+    "--first-frame",
+    type=click.Path(path_type=Path, exists=True),
+    help="Picture that the video begins with; it is cropped to the video's aspect.",
+)
+@click.option("--score", "scores", multiple=True, help="NAME=VALUE of a quality score the run has.")
+@click.option(
+    "--shift-scale",
+    default=1.0,
+    show_default=True,
+    help="Times the training's shift of noise levels; above 1, more steps at high noise.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(("average", "last")),
+    default="average",
+    show_default=True,
+    help="The moving average of the weights, if the run has one, or those of the last step.",
+)
+@click.option(
+    "--tensor-parallel",
+    "ranks",
+    type=int,
+    help="GPUs, or processes without any, that share out the model [1, or torchrun's].",
+)
 @click.option(
     "--codec-weights",
     type=click.Path(path_type=Path, exists=True),
@@ -71,44 +107,56 @@ SPACE_PX, TIME_FRAMES = 8, 4
 def main(
     prompt: str,
     source: Path,
-    size: str,
+    size: str | None,
+    aspect: str | None,
     frames: int,
     out: Path | None,
     seed: int,
     steps: int,
+    solver: SolverName,
     guidance: float,
+    negative: str | None,
+    first_frame: Path | None,
+    scores: tuple[str, ...],
+    shift_scale: float,
+    weights: str,
+    ranks: int | None,
     codec_weights: Path | None,
     text_weights: Path | None,
 ) -> None:
     """Make a picture (--frames 1) or a video for PROMPT."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    if steps < 1:
-        raise ConfigError(f"--steps {steps}: at least 1")
+    sampler = SamplerConfig(steps=steps, guidance=guidance, solver=solver, shift_scale=shift_scale)
+    if negative is not None and guidance == 1:
+        raise ConfigError(
+            f"--negative {negative!r}: has no effect with --guidance 1; raise the guidance"
+        )
+    if first_frame is not None and frames == 1:
+        raise ConfigError(f"--first-frame {first_frame}: a picture has no frames after it; drop it")
+    stem = output_stem(out, frames)
     path, manifest = find_checkpoint(source.resolve())
     config = merge(RunConfig(), manifest.run["config"], where=str(path / MANIFEST))
+    given = None if first_frame is None else read_frame(first_frame)
+    geometry = Geometry.of(config.model)
+    height, width = geometry.size(size, aspect, given)
     codec = codec_for(manifest.run["identity"]["codec"], codec_weights)
     encoder = text_encoder_for(manifest.run["identity"]["text_encoder"], text_weights)
-    shape = latent_shape(size, frames, codec.latent_channels, config.model.patch)
-    stem = output_stem(out, frames)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
-    attention, _ = attention_for(device, compute)
-    model = meta_model(config.model, attention).to_empty(device=device)
-    load_weights(path, model)
-    model = model.to(compute)
-    with torch.no_grad():
-        (latent,) = sample(
-            model,
-            [Prompt(encoder.encode([prompt])[0], shape, seed)],
-            load_file(path / NULL_TEXT)["text"],
-            config.flow,
-            config.model,
-            steps=steps,
-            guidance=guidance,
-            device=device,
-        )
-    written = write_frames(codec.decode(latent).clamp(-1, 1), stem)
-    click.echo(f"{written}: {prompt!r} after step {manifest.step} of {path.parents[1].name}")
+    wanted = Prompt(
+        text=encoder.encode([prompt])[0],
+        shape=geometry.latent(frames, height, width, codec.latent_channels),
+        seed=seed,
+        negative=None if negative is None else encoder.encode([negative])[0],
+        first_frame=None if given is None else codec.encode(fitted(given, height, width)),
+        scores=parse_scores(scores),
+    )
+    null_text = load_file(path / NULL_TEXT)["text"]
+    request = Request(path, config, null_text, (wanted,), sampler, averaged=weights == "average")
+    ranks = ranks if ranks is not None else launched_ranks() or 1
+    check_request(request, ranks)
+    (latent,) = generate(request, ranks)
+    if launched_rank() == 0:
+        written = write_frames(codec.decode(latent).clamp(-1, 1), stem)
+        click.echo(f"{written}: {prompt!r} after step {manifest.step} of {path.parents[1].name}")
 
 
 def find_checkpoint(source: Path) -> tuple[Path, Manifest]:
@@ -124,23 +172,20 @@ def find_checkpoint(source: Path) -> tuple[Path, Manifest]:
     return found
 
 
-def latent_shape(size: str, frames: int, channels: int, patch: tuple[int, int, int]) -> LatentShape:
-    """The latent (T, C, H, W) of a picture or video of `size` pixels and `frames` frames."""
-    try:
-        height, width = (int(part) for part in size.lower().split("x"))
-    except ValueError:
-        raise ConfigError(f"--size {size!r}: expected HEIGHTxWIDTH, such as 64x96") from None
-    for side, patch_side in zip((height, width), patch[1:], strict=True):
-        step = SPACE_PX * patch_side
-        if side < step or side % step:
-            raise ConfigError(f"--size {size}: {side} must be a multiple of {step} pixels")
-    latent_frames = 1 + frames // TIME_FRAMES
-    if frames < 1 or frames % TIME_FRAMES != 1 or latent_frames % patch[0]:
-        raise ConfigError(
-            f"--frames {frames}: the codec takes 1, 5, 9, 13, ... frames, and the model "
-            f"{patch[0]} latent frames at a time"
-        )
-    return latent_frames, channels, height // SPACE_PX, width // SPACE_PX
+def parse_scores(assignments: tuple[str, ...]) -> dict[str, float] | None:
+    """{"motion": 0.5} of ("motion=0.5",); None of nothing."""
+    scores = {}
+    for text in assignments:
+        name, _, value = text.partition("=")
+        try:
+            scores[name] = float(value)
+        except ValueError:
+            raise ConfigError(
+                f"--score {text!r}: expected NAME=VALUE, such as motion=0.5"
+            ) from None
+        if not math.isfinite(scores[name]):
+            raise ConfigError(f"--score {text}: the value must be finite")
+    return scores or None
 
 
 def output_stem(out: Path | None, frames: int) -> Path:

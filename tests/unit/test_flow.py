@@ -1,4 +1,4 @@
-"""Rectified flow: noise levels, shift, dropout, the sampler and what can be said without text."""
+"""Rectified flow: noise levels, shift, dropout and what can be said without text."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
 from scalewright.data.sample import Sample
-from scalewright.model.packed import PackedBatch, patchify
+from scalewright.model.packed import patchify
 from scalewright.model.shape import ModelConfig
 from scalewright.objective.baseline import linear_text_free_loss
 from scalewright.objective.flow import (
@@ -21,11 +21,9 @@ from scalewright.objective.flow import (
     stratified_levels,
     training_pack,
 )
-from scalewright.objective.sampler import Prompt, sample
 
 MODEL = ModelConfig(text_dim=5, latent_channels=3)
 PATCH = MODEL.patch
-CPU = torch.device("cpu")
 
 
 def clip(index: int, frames: int = 1, scale: float = 1.0) -> Sample:
@@ -53,7 +51,7 @@ def test_shift_keeps_the_ends_and_the_order(t: float, tokens: int, base: int) ->
     assert shifted(1.0, config, tokens) == 1
     assert shifted(t, config, base) == pytest.approx(t)
     # More tokens, more noise; and Esser et al.'s other form of the same.
-    assert moved >= t if tokens >= base else moved <= t
+    assert moved >= t - 1e-12 if tokens >= base else moved <= t + 1e-12
     if 0 < t < 1:
         a = math.sqrt(tokens / base)
         assert moved == pytest.approx(a / (a + 1 / t - 1))
@@ -94,40 +92,6 @@ def test_text_is_dropped_as_often_as_asked() -> None:
         for step in range(600)
     )
     assert 0.24 < dropped / 600 < 0.36
-
-
-@pytest.mark.parametrize("shift", [None, 4])
-def test_the_sampler_follows_a_known_flow_to_its_end(shift: int | None) -> None:
-    """With the true velocity of a single point the flow ends in that point."""
-    flow = FlowConfig(shift_tokens=shift)
-    target = {2: torch.full((1, 3, 4, 4), 0.7), 3: torch.full((2, 3, 4, 2), -0.2)}
-    prompts = [Prompt(torch.ones(rows, 5), tuple(x.shape), 9) for rows, x in target.items()]
-
-    def velocity(batch: PackedBatch) -> torch.Tensor:
-        points = [patchify(x, PATCH) for x in target.values()]
-        t = batch.noise_level.repeat_interleave(torch.tensor([len(p) for p in points] * 2))
-        clean = torch.cat(points * 2)
-        return ((batch.visual - clean) / t[:, None]).float()
-
-    made = sample(velocity, prompts, NULL, flow, MODEL, steps=7, guidance=2.0, device=CPU)
-    for latent, x in zip(made, target.values(), strict=True):
-        assert torch.allclose(latent, x, atol=1e-5)
-
-
-def test_guidance_moves_away_from_the_unconditional() -> None:
-    prompts = [Prompt(torch.ones(2, 5), (1, 3, 4, 4), 0)]
-
-    def velocity(batch: PackedBatch) -> torch.Tensor:
-        # The first clip is conditional, the second is not.
-        half = len(batch.visual) // 2
-        return torch.cat((torch.ones(half, 12), torch.zeros(half, 12)))
-
-    start = torch.randn((1, 3, 4, 4), generator=keyed_generator("sample", 0))
-    for guidance in (0.0, 1.0, 3.0):
-        (made,) = sample(
-            velocity, prompts, NULL, FlowConfig(), MODEL, steps=4, guidance=guidance, device=CPU
-        )
-        assert torch.allclose(made, start - guidance, atol=1e-5)
 
 
 def test_linear_baseline_is_what_regression_reaches() -> None:
