@@ -77,9 +77,11 @@ class NextAdvice:
 def advise_next(fit: Fit, wish: NextWish) -> NextAdvice:
     """The next runs for a fitted sweep; `InputError` where it has no surface to improve."""
     if isinstance(fit.huber, NotFitted):
+        wrong = [finding.text for finding in fit.sweep.findings if finding.refuses]
+        first = f". First of all, {wrong[0]}" if wrong else ""
         raise InputError(
             f"{fit.sweep.source}: no loss surface to improve: {fit.huber.reason}. Design the sweep "
-            "anew: planner design --cost FLOPS --target FLOPS"
+            f"anew: planner design --cost FLOPS --target FLOPS{first}"
         )
     target = TARGET * fit.largest_flops if wish.target_flops is None else wish.target_flops
     cap = min(CAP * fit.largest_flops, target) if wish.cap_flops is None else wish.cap_flops

@@ -187,6 +187,13 @@ def test_a_sweep_without_a_surface_is_to_be_designed_anew(planner: Planner, tmp_
     done = planner("design", table, "--next", "2")
     assert done.returncode == 2
     assert "no loss surface to improve" in done.stderr
+    assert "First of all" not in done.stderr
+    two = [json.loads(line) for line in lines]
+    table.write_text("".join(json.dumps({**row, "flops": row["flops"] * 99}) + "\n" for row in two))
+    assert (
+        "First of all, flops are 99 to 99 times 6ND"
+        in planner("design", table, "--next", "2").stderr
+    )
 
 
 def test_a_sweep_at_one_ratio_is_told_to_leave_that_line(planner: Planner, tmp_path: Path) -> None:
