@@ -120,7 +120,8 @@ def log_band(samples: Floats, stretch: float, spread: Spread, noise: float = 0.0
         inside = band(np.log(samples), stretch, spread, noise)
     if inside.low is None or inside.high is None:
         return Estimate(float(samples[0]), unknown=inside.unknown)
-    return Estimate(float(samples[0]), _exp(inside.low), _exp(inside.high), parts=inside.parts)
+    low, high = finite_exp(np.array([inside.low, inside.high])).tolist()
+    return Estimate(float(samples[0]), low, high, parts=inside.parts)
 
 
 def spread_of(
@@ -156,5 +157,6 @@ def _sd(values: Floats) -> float:
     return float(high - low) / 2
 
 
-def _exp(value: float) -> float:
-    return math.exp(min(max(value, -700.0), 700.0))
+def finite_exp(logarithms: Floats) -> Floats:
+    """e^x; far from the data a resampled surface can reach beyond what a float holds."""
+    return np.asarray(np.exp(np.clip(logarithms, -700.0, 700.0)))

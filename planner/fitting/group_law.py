@@ -60,7 +60,7 @@ class GroupLaw:
 
     def value(self, **x: float) -> float:
         """y at a point that gives at least `variables`."""
-        return math.exp(float(self._row(x) @ np.asarray(self.coefficients)))
+        return _finite_exp(float(self._row(x) @ np.asarray(self.coefficients)))
 
     def resampled(self, **x: float) -> Floats | None:
         """y at a point from each of `samples`, (resamples,): the law's own uncertainty."""

@@ -94,7 +94,7 @@ class LogLinear:
         return self._unknown(value) if half is None else Estimate(value, value - half, value + half)
 
     def value(self, **x: float) -> float:
-        return math.exp(float(np.dot(self._row(x), self.coefficients)))
+        return _exp(float(np.dot(self._row(x), self.coefficients)))
 
     def predict(self, **x: float) -> Estimate:
         """y at a new point; the interval holds parameter noise and one new observation's noise."""
@@ -115,8 +115,8 @@ class LogLinear:
     def _exp(self, ln_value: float, variance: float) -> Estimate:
         half = self._half_width(variance)
         if half is None:
-            return self._unknown(math.exp(ln_value))
-        return Estimate(math.exp(ln_value), _exp(ln_value - half), _exp(ln_value + half))
+            return self._unknown(_exp(ln_value))
+        return Estimate(_exp(ln_value), _exp(ln_value - half), _exp(ln_value + half))
 
     def _unknown(self, value: float) -> Estimate:
         return Estimate(value, unknown=_no_freedom(len(self.coefficients), self.df))

@@ -11,7 +11,14 @@ from typing import Protocol
 
 import numpy as np
 
-from planner.fitting.bands import Resamples, Spread, log_band, spread_of, unexplained
+from planner.fitting.bands import (
+    Resamples,
+    Spread,
+    finite_exp,
+    log_band,
+    spread_of,
+    unexplained,
+)
 from planner.fitting.base import Base
 from planner.fitting.forecast import HoldOut
 from planner.fitting.frontier import Best, Frontier
@@ -121,7 +128,8 @@ def _on_surface_at(
     minimum = _Minima(fit.frontier, best.target_flops)(resamples.huber[:1])
     other = Spread({DISAGREEMENT: _losses_differ(fit.isoflop, best.target_flops, minimum)})
     spread = spread_of(resamples, log_loss, other)
-    return log_band(np.exp(log_loss(resamples.huber)), resamples.stretch, spread, fit.noise)
+    losses = finite_exp(log_loss(resamples.huber))
+    return log_band(losses, resamples.stretch, spread, fit.noise)
 
 
 class _Minima:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.fitting.bands import Resamples, Spread, band, log_band, spread_of
+from planner.fitting.bands import Resamples, Spread, band, finite_exp, log_band, spread_of
 from planner.fitting.laws import Estimate
 from planner.fitting.surface import Floats, Surfaces
 from planner.planning.choice import Candidate, nearest
@@ -94,7 +94,7 @@ def _given_up(resamples: Resamples, planned: Candidate, other: Candidate) -> Est
     """L(other) - L(planned): no noise, since it is the same for both on the mean of many runs."""
 
     def quantity(surfaces: Surfaces) -> Floats:
-        losses = np.exp(
+        losses = finite_exp(
             surfaces.log_loss(
                 np.array([planned.params, other.params]), np.array([planned.tokens, other.tokens])
             )
@@ -122,9 +122,9 @@ def _equal_loss_flops(
     unreached = float(np.mean(~np.isfinite(samples)))
     if unreached > UNREACHED:
         text = f"{unreached:.0%} of the resamples never reach that loss at this size"
-        return Estimate(float(np.exp(samples[0])), unknown=text)
+        return Estimate(float(finite_exp(samples)[0]), unknown=text)
     spread: Spread = spread_of(resamples, quantity)
-    return log_band(np.exp(samples), resamples.stretch, spread)
+    return log_band(finite_exp(samples), resamples.stretch, spread)
 
 
 def log_equal_loss_tokens(surfaces: Surfaces, planned: Candidate, params: float) -> Floats:
@@ -133,9 +133,10 @@ def log_equal_loss_tokens(surfaces: Surfaces, planned: Candidate, params: float)
     NaN where E + A N^-alpha alone is above it.
     """
     ln_e, ln_a, ln_b, alpha, beta = surfaces.theta.T
-    target = np.exp(surfaces.log_loss(np.array([planned.params]), np.array([planned.tokens]))[:, 0])
+    at = np.array([planned.params]), np.array([planned.tokens])
+    target = finite_exp(surfaces.log_loss(*at)[:, 0])
     n = np.log(params) - surfaces.centre[0]
-    room = target - np.exp(ln_e) - np.exp(ln_a - alpha * n)
+    room = target - finite_exp(ln_e) - finite_exp(ln_a - alpha * n)
     with np.errstate(invalid="ignore", divide="ignore"):
         log_room = np.log(np.where(room > 0, room, np.nan))
     return np.asarray((ln_b - log_room) / beta + surfaces.centre[1])

@@ -8,6 +8,7 @@ from planner.fitting.bands import (
     Spread,
     band,
     cluster_weights,
+    finite_exp,
     log_band,
     resample,
     spread_of,
@@ -98,3 +99,11 @@ def test_losses_of_another_shape_show_as_a_spread(shared_data: Path) -> None:
     made = published_points(shared_data, "porian")["rw_base_short_kaplan_standard_val"]
     spread = spread_of(resampled(made), exponent)
     assert spread.parts["estimators"] > 0.1
+
+
+def test_a_resample_beyond_what_a_float_holds_is_no_warning() -> None:
+    with np.errstate(over="raise"):
+        held = finite_exp(np.array([-1e4, 0.0, 1e4]))
+    assert np.isfinite(held).all()
+    assert held[1] == 1
+    assert np.isnan(finite_exp(np.array([np.nan]))).all()

@@ -130,3 +130,9 @@ def test_floor_needs_four_budgets_and_a_curve_that_flattens() -> None:
     steepening = fit_floor_law(FLOPS, [60 * c**-0.1 - 0.3 for c in FLOPS])
     assert isinstance(steepening, NotFitted)
     assert "zero" in steepening.reason
+
+
+def test_a_law_far_beyond_its_data_stays_a_number() -> None:
+    law = power_law([1.0, 10.0, 100.0], [1.0, 1e5, 1e10])
+    assert math.isfinite(law.value(C=1e300))
+    assert math.isfinite(law.predict(C=1e300).value)
