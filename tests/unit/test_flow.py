@@ -14,10 +14,12 @@ from scalewright.model.shape import ModelConfig
 from scalewright.objective.baseline import linear_text_free_loss
 from scalewright.objective.flow import (
     FlowConfig,
+    NoisedPack,
     evaluation_pack,
     keyed_generator,
     noise_level,
     shifted,
+    squared_error,
     stratified_levels,
     training_pack,
 )
@@ -120,3 +122,42 @@ def test_evaluation_noise_is_the_same_every_time(level: float, index: int) -> No
     first, second = (evaluation_pack([clip(index)], [level], MODEL, seed=0) for _ in range(2))
     assert torch.equal(first.target, second.target)
     assert first.batch.noise_level[0] == pytest.approx(level)
+
+
+def video_pack(clean: float, model: ModelConfig = MODEL) -> NoisedPack:
+    config = FlowConfig(image_to_video=1.0, clean_first_frame=clean)
+    clips = [clip(0), clip(1, frames=3)]
+    return training_pack(clips, NULL, config, model, seed=0, step=0)
+
+
+def test_a_first_frame_is_noised_by_its_own_level() -> None:
+    plain = training_pack([clip(0), clip(1, frames=3)], NULL, FlowConfig(), MODEL, seed=0, step=0)
+    own = video_pack(clean=0.0)
+    assert len(own.batch.noise_level) == 3  # the picture's, the first frame's, the others'
+    assert own.batch.noise_level[[0, 2]].tolist() == plain.batch.noise_level.tolist()
+    level = own.batch.noise_level[1].item()
+    frame = slice(4, 8)  # after the picture's four tokens
+    clean = patchify(clip(1, frames=3).latent[:1], PATCH)
+    mixed = (1 - level) * clean + level * (own.target[frame] + clean)
+    assert torch.allclose(own.batch.visual[frame], mixed, atol=1e-6)
+    rest = [0, 1, 2, 3, *range(8, 16)]
+    assert torch.equal(own.batch.visual[rest], plain.batch.visual[rest])
+    assert own.weight is None
+
+
+def test_a_clean_first_frame_is_given_and_not_predicted() -> None:
+    pack = video_pack(clean=1.0)
+    assert pack.batch.noise_level[1] == 0
+    assert torch.equal(pack.batch.visual[4:8], patchify(clip(1, frames=3).latent[:1], PATCH))
+    assert pack.weight is not None
+    assert pack.weight.tolist() == [1.0] * 4 + [0.0] * 4 + [1.0] * 8
+    assert pack.elements == 12 * pack.target.shape[1]
+    wrong = torch.zeros_like(pack.target)
+    wrong[4:8] = 100.0
+    assert squared_error(pack.target + wrong, pack) == 0
+
+
+def test_pictures_have_no_first_frame_of_their_own() -> None:
+    config = FlowConfig(image_to_video=1.0)
+    pack = training_pack([clip(0)], NULL, config, MODEL, seed=0, step=0)
+    assert len(pack.batch.noise_level) == 1

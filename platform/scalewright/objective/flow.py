@@ -7,7 +7,7 @@ Everything random is keyed by (seed, sample, step): the same at every world size
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -16,23 +16,30 @@ from torch import Tensor
 from scalewright.data.sample import Sample
 from scalewright.errors import ConfigError
 from scalewright.model.packed import PackedBatch, PackItem, pack, patchify
-from scalewright.model.shape import ModelConfig
+from scalewright.model.shape import ModelConfig, visual_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """How clips are noised. `shift_tokens`: visual tokens of a clip at which the shift is 1."""
+    """How clips are noised. `shift_tokens`: visual tokens of a clip at which the shift is 1.
+
+    `image_to_video`: share of videos whose first latent frame has a noise level of its own, and
+    `clean_first_frame` the share of those in which it is clean, as when a picture is given.
+    """
 
     logit_mean: float = 0.0
     logit_std: float = 1.0
     shift_tokens: int | None = None
     text_dropout: float = 0.1
+    image_to_video: float = 0.0
+    clean_first_frame: float = 0.5
 
     def __post_init__(self) -> None:
         if self.logit_std <= 0:
             raise ConfigError(f"flow.logit_std = {self.logit_std}; it must be positive")
-        if not 0 <= self.text_dropout <= 1:
-            raise ConfigError(f"flow.text_dropout = {self.text_dropout}; allowed: 0 to 1")
+        for name in ("text_dropout", "image_to_video", "clean_first_frame"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"flow.{name} = {getattr(self, name)}; allowed: 0 to 1")
         if self.shift_tokens is not None and self.shift_tokens < 1:
             raise ConfigError(
                 f"flow.shift_tokens = {self.shift_tokens}; at least 1, or leave it out"
@@ -73,13 +80,21 @@ def stratified_levels(config: FlowConfig, count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class NoisedPack:
-    """A pack ready for the model, and the velocity (Nv, patch_dim) it should predict."""
+    """A pack ready for the model, and the velocity (Nv, patch_dim) it should predict.
+
+    `weight` (Nv,) is 0 for tokens that are given clean, where nothing is to be predicted; None
+    where there are none. `elements`: numbers of the target that count.
+    """
 
     batch: PackedBatch
     target: Tensor
+    weight: Tensor | None
+    elements: int
 
     def to(self, device: torch.device) -> "NoisedPack":
-        return NoisedPack(self.batch.to(device), self.target.to(device, non_blocking=True))
+        weight = None if self.weight is None else self.weight.to(device, non_blocking=True)
+        target = self.target.to(device, non_blocking=True)
+        return replace(self, batch=self.batch.to(device), target=target, weight=weight)
 
 
 def training_pack(
@@ -100,9 +115,42 @@ def training_pack(
         dropped = torch.rand((), generator=generator).item() < config.text_dropout
         text = null_text if dropped else sample.text
         noise = torch.randn(sample.latent.shape, generator=generator)
-        items.append(PackItem(_mix(sample.latent, noise, level), text, level))
+        own = _first_frame_level(config, generator, sample, tokens)
+        latent = _mix(sample.latent, noise, level)
+        if own is not None:
+            latent[:1] = _mix(sample.latent[:1], noise[:1], own)
+        items.append(PackItem(latent, text, level, first_frame_level=own))
         targets.append(patchify(noise - sample.latent, model.patch))
-    return NoisedPack(pack(items, model), torch.cat(targets))
+    return _noised(items, targets, model)
+
+
+def _first_frame_level(
+    config: FlowConfig, generator: torch.Generator, sample: Sample, tokens: int
+) -> float | None:
+    """The first frame's own noise level where it has one; drawn last, so that the rest stays."""
+    if sample.latent.shape[0] == 1 or config.image_to_video == 0:
+        return None
+    chance, clean = torch.rand(2, generator=generator).tolist()
+    if chance >= config.image_to_video:
+        return None
+    return 0.0 if clean < config.clean_first_frame else noise_level(config, generator, tokens)
+
+
+def _noised(items: Sequence[PackItem], targets: Sequence[Tensor], model: ModelConfig) -> NoisedPack:
+    target, weight = torch.cat(list(targets)), None
+    if any(item.first_frame_level == 0 for item in items):
+        weight = torch.cat([_weight(item, model) for item in items])
+    counted = len(target) if weight is None else int(weight.sum())
+    return NoisedPack(pack(items, model), target, weight, counted * target.shape[1])
+
+
+def _weight(item: PackItem, model: ModelConfig) -> Tensor:
+    T, _, H, W = item.latent.shape
+    tokens = visual_tokens(model, T, H, W)
+    weight = torch.ones(tokens)
+    if item.first_frame_level == 0:
+        weight[: tokens * model.patch[0] // T] = 0
+    return weight
 
 
 def evaluation_pack(
@@ -115,13 +163,14 @@ def evaluation_pack(
         noise = torch.randn(sample.latent.shape, generator=generator)
         items.append(PackItem(_mix(sample.latent, noise, level), sample.text, level))
         targets.append(patchify(noise - sample.latent, model.patch))
-    return NoisedPack(pack(items, model), torch.cat(targets))
+    return _noised(items, targets, model)
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Sum of squared errors over all elements, in at least fp32."""
+def squared_error(prediction: Tensor, pack: NoisedPack) -> Tensor:
+    """Sum of squared errors over the elements that count, in at least fp32."""
     wide = torch.promote_types(prediction.dtype, torch.float32)
-    return (prediction.to(wide) - target.to(wide)).square().sum()
+    squares = (prediction.to(wide) - pack.target.to(wide)).square()
+    return squares.sum() if pack.weight is None else (squares.sum(1) * pack.weight).sum()
 
 
 def _mix(latent: Tensor, noise: Tensor, level: float) -> Tensor:

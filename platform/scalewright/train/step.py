@@ -42,7 +42,11 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a whole step over all ranks, known before it: `elements` of velocities, all `tokens`."""
+    """Of a whole step over all ranks, known before it: `elements` of velocities, all `tokens`.
+
+    Elements of frames that are given clean are among them; they are taken out once it is known how
+    many they are.
+    """
 
     elements: int
     tokens: int
@@ -80,20 +84,23 @@ def train_step(
         training.world,
         training.config,
     )
-    loss, passes = _backward(training, packs, counts, watch)
-    trained = [p for p in model.parameters() if p.grad is not None]
-    gradients = [p.grad for p in trained if p.grad is not None]
+    share, passes = _backward(training, packs, counts, watch)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
     squares = squares_of(gradients)
     # Every group of `shard_size` ranks holds all gradients, each rank a part of the loss.
     groups = world.size // world.shard_size
-    loss, square = world.sum(torch.stack((loss, squares.sum() / groups))).unbind()
-    norm = square.sqrt()
+    counted = torch.full_like(share, sum(pack.elements for pack in packs))
+    totals = world.sum(torch.stack((share, squares.sum() / groups, counted)))
+    scale = counts.elements / totals[2]
+    loss, norm = scale * totals[0], scale * totals[1].sqrt()
     skipped, limits = training.memory.judge(loss, norm)
-    _clip(gradients, norm, config.optimizer.clip_norm)
+    _scale(gradients, scale * (config.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
     set_lr(optimizer, lr_at(step, config.steps, config.optimizer))
     set_skip(optimizer, skipped)
     optimizer.step()
-    statistics = _statistics(training, passes, squares, skipped) if watch.statistics else None
+    statistics = (
+        _statistics(training, passes, squares * scale**2, skipped) if watch.statistics else None
+    )
     optimizer.zero_grad(set_to_none=True)
     if training.average is not None:
         training.average.update(step)
@@ -110,7 +117,7 @@ def _backward(
         set_gradient_sync(training.model, enabled=index == len(packs) - 1)
         with training.autocast:
             prediction = training.model(pack.batch, watch)
-        loss = squared_error(prediction.velocity, pack.target) / counts.elements
+        loss = squared_error(prediction.velocity, pack) / counts.elements
         share += loss.detach()
         if watch.penalty:
             loss = loss + _penalty(training, prediction.seen, counts)
@@ -128,9 +135,8 @@ def _penalty(training: Training, seen: tuple[Seen, ...], counts: Counts) -> Tens
     return powers.sum() * weight
 
 
-def _clip(gradients: Sequence[Tensor], norm: Tensor, clip_norm: float) -> None:
-    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype)
-    torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+def _scale(gradients: Sequence[Tensor], factor: Tensor) -> None:
+    torch._foreach_mul_([local(gradient) for gradient in gradients], factor.to(gradients[0].dtype))
 
 
 def _statistics(
