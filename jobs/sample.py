@@ -42,6 +42,7 @@ Examples:
   jobs/sample.py "the circle moves left" --run runs/demo --first-frame start.png
   jobs/sample.py "a red circle" --run runs/demo --negative "a blue square" --aspect 16:9
   jobs/sample.py "a red circle" --run runs/demo --tensor-parallel 2
+  torchrun --nproc-per-node 8 -- jobs/sample.py "a red circle" --run runs/demo
 """
 
 
