@@ -3,9 +3,10 @@
 Resampling and noise do not know that the surface may not have the shape of the losses. Two numbers
 show it: how far off the largest budget was forecast without its runs, and how far the surface
 misses the best loss of the largest budget. By what its interval does not explain already they widen
-a planned loss, to the side on which the runs were found: of the public sweeps in docs/planner.md,
-cut short at every budget, the next three budgets lay on the side of the held-out one in 89% of the
-cases where that was off by more than noise, and in all where it was off by more than twice that.
+a planned loss, to the side on which the runs were found: over the isoFLOP sweeps in
+docs/planner.md and sweeps/demo, cut short at every budget, the next three budgets lay on the side
+of the held-out one in 89% of the cases where that was off by more than noise, and in all where it
+was off by more than twice that.
 """
 
 import math
