@@ -130,6 +130,11 @@ def _checked(value: Any, annotation: Any, where: str, name: str) -> Any:
         return value
     if origin is tuple:
         return _checked_tuple(value, arguments, where, name)
+    if dataclasses.is_dataclass(annotation):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: {name} is a table with keys, not {value!r}")
+        assert isinstance(annotation, type)
+        return _merge(annotation(), value, where, prefix=f"{name}.")
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):

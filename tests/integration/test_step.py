@@ -12,6 +12,7 @@ from ranks import CPU, run_ranks, small, train_on
 from torch import Tensor
 
 from scalewright.data.sample import Sample
+from scalewright.errors import DataError
 from scalewright.events import EVENTS_FILE, Metrics, Notice, read_events
 from scalewright.model.mup import meta_model
 from scalewright.model.statistics import Watch, noise_bins
@@ -171,7 +172,7 @@ def test_skips_that_pile_up_rewind_the_run_and_leave_out_the_data(tmp_path: Path
         "guard.sigmas=12",
     )  # fmt: skip
     clean = write_data_folder(tmp_path / "clean", clips=600)
-    order = open_inputs(config, clean).order
+    order = open_inputs(config, clean).stages[0].order
     ids = sorted(entry.id for step in range(60) for pack in order.packs(step) for entry in pack)
     broken = ids.index(order.packs(10)[0][0].id)
     index = sorted(set(ids)).index(ids[broken])
@@ -236,3 +237,26 @@ def test_a_penalty_lowers_the_activations(data_folder: Path, tmp_path: Path) -> 
     for block in ("block_00", "block_01"):
         name = f"activation/residual/{block}/rms"
         assert pressed[name] < plain[name]
+
+
+def test_stages_train_alike_on_one_and_two_ranks(data_folder: Path, tmp_path: Path) -> None:
+    """Pictures, then videos in groups, given or noised first frames, other positions."""
+    config = small(
+        'stages=[{clips = {kind = "picture"}}, {begin = 5, clips = {kind = "video"}, '
+        'attention = "local_global", groups = [1, 1, 2], rope_scale = [1.0, 2.0, 2.0], '
+        "image_to_video = 0.7, shift_tokens = 8}]"
+    )
+    one = train_on(0, config, tmp_path / "one", data_folder)
+    two = train_on(2, config, tmp_path / "two", data_folder)
+    for name in ("loss/train", "grad/norm", "eval/loss_all"):
+        assert _series(two, name) == pytest.approx(_series(one, name), abs=1e-5), name
+    inputs = open_inputs(config, data_folder)
+    assert all(len(pack) for step in (4, 5) for pack in inputs.at(step).order.packs(step))
+    kinds = [{e.is_video for p in inputs.at(s).order.packs(s) for e in p} for s in (0, 4, 5, 11)]
+    assert kinds == [{False}, {False}, {True}, {True}]
+
+
+def test_a_stage_without_clips_is_named(data_folder: Path) -> None:
+    config = small("stages=[{clips = {min_latent_area = 10000}}]")
+    with pytest.raises(DataError, match="no train clip for the stage from step 0, which asks for"):
+        open_inputs(config, data_folder)

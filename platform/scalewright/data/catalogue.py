@@ -8,18 +8,20 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sql
 
+from scalewright.data.query import ClipQuery
 from scalewright.data.sample import Entry
 from scalewright.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+SCORES_SINCE = 2  # older catalogues have no such column; they are read as they are
 FILE_NAME = "catalogue.sqlite"
 IDS_PER_QUERY = 10_000  # SQLite takes at most 32766 parameters in a statement
 
@@ -52,13 +54,12 @@ _clips = sql.Table(
     sql.Column("height", sql.Integer),
     sql.Column("width", sql.Integer),
     sql.Column("text_tokens", sql.Integer),
+    sql.Column("scores", sql.JSON),
     sql.CheckConstraint("status IN ('done', 'rejected')"),
     sql.CheckConstraint("split IN ('train', 'validation')"),
     sql.CheckConstraint("(status = 'done') = (id IS NOT NULL)"),
     sql.Index("clips_by_split", "status", "split", "id"),
 )
-
-_entry_columns = [_clips.c[field.name] for field in dataclasses.fields(Entry)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class DataInfo:
 class NewClip:
     """A clip whose shard is sealed; `height, width` are those of the latent.
 
-    `source` names one clip: a file, or a part of one such as `a.mp4#12.5-17.0`.
+    `source` names one clip: a file, or a part of one such as `a.mp4#12.5-17.0`. `scores`: quality
+    by name, from 0 to 1; leave out what is unknown.
     """
 
     source: str
@@ -89,14 +91,21 @@ class NewClip:
     height: int
     width: int
     text_tokens: int
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.scores.items():
+            if not 0 <= value <= 1:
+                raise DataError(f"{self.source}: score {name} = {value}; allowed: 0 to 1")
 
 
 class Catalogue:
     """The catalogue of a data folder; made by `create` or `open`."""
 
-    def __init__(self, path: Path, info: DataInfo) -> None:
+    def __init__(self, path: Path, info: DataInfo, version: int) -> None:
         self.path = path
         self.info = info
+        self._version = version
 
     @classmethod
     def create(cls, folder: Path, info: DataInfo) -> "Catalogue":
@@ -118,16 +127,20 @@ class Catalogue:
         path = folder / FILE_NAME
         if not path.is_file():
             raise DataError(f"{path}: no catalogue here; run jobs/prepare.py to make one")
-        return cls(path, _read_info(path))
+        return cls(path, *_read_info(path))
 
     def add(self, clips: Sequence[NewClip]) -> None:
-        """Add clips in one transaction; ids go on from the last, in the order given."""
+        """Add clips in one transaction; ids go on from the last, in the order given.
+
+        `DataError` for scores where the catalogue is older than these.
+        """
         if not clips:
             return
+        self._require_room_for_scores(clips)
         with _connect(self.path) as connection:
             last = connection.scalar(sql.select(sql.func.max(_clips.c.id))) or 0
             rows = [
-                {"id": last + number, "status": "done", **dataclasses.asdict(clip)}
+                {"id": last + number, "status": "done", **self._cells(clip)}
                 for number, clip in enumerate(clips, start=1)
             ]
             connection.execute(sql.insert(_clips), rows)
@@ -153,15 +166,23 @@ class Catalogue:
         with _connect(self.path) as connection:
             return [(row.source, row.reason) for row in connection.execute(query)]
 
-    def entries(self, split: Split) -> list[Entry]:
-        """The done clips of a split, ordered by id."""
-        query = (
-            sql.select(*_entry_columns)
+    def entries(self, split: Split, query: ClipQuery | None = None) -> list[Entry]:
+        """The done clips of a split that `query` means, or all of them, ordered by id."""
+        names = [each.name for each in dataclasses.fields(Entry)]
+        chosen = (
+            sql.select(*(_clips.c[name] for name in names if self._has(name)))
             .where(_clips.c.status == "done", _clips.c.split == split)
+            .where(*_conditions(query or ClipQuery()))
             .order_by(_clips.c.id)
         )
-        with _connect(self.path) as connection:
-            return [Entry(*row) for row in connection.execute(query)]
+        try:
+            with _connect(self.path) as connection:
+                return [Entry(*row) for row in connection.execute(chosen)]
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{self.path}: scores that are not JSON: {error}; restore this file from a copy, "
+                "or delete the data folder and run jobs/prepare.py again"
+            ) from None
 
     def captions(self, ids: Sequence[int]) -> dict[int, str]:
         """Caption by id; `DataError` names ids that the catalogue does not hold."""
@@ -179,15 +200,43 @@ class Catalogue:
         return found
 
     def snapshot(self, split: Split) -> str:
-        """Twelve hex digits that change when the split's clips, their sizes or `info` change.
+        """Twelve hex digits that change with the split's clips, their sizes and scores, and `info`.
 
         Where the bytes lie (shard, offset) is left out: it changes nothing that is trained on.
         """
         state = hashlib.sha256(json.dumps(dataclasses.asdict(self.info)).encode())
         for entry in self.entries(split):
             sizes = (entry.latent_frames, entry.height, entry.width, entry.text_tokens)
-            state.update(repr((entry.id, entry.crc32c, entry.bytes, *sizes)).encode())
+            # Without scores, the digits are those that they were before there were any.
+            scores = sorted(entry.scores.items())
+            state.update(repr((entry.id, entry.crc32c, entry.bytes, *sizes, *scores)).encode())
         return state.hexdigest()[:12]
+
+    def _has(self, column: str) -> bool:
+        return column != "scores" or self._version >= SCORES_SINCE
+
+    def _cells(self, clip: NewClip) -> dict[str, Any]:
+        return {name: cell for name, cell in dataclasses.asdict(clip).items() if self._has(name)}
+
+    def _require_room_for_scores(self, clips: Sequence[NewClip]) -> None:
+        scored = [clip for clip in clips if clip.scores]
+        if scored and not self._has("scores"):
+            raise DataError(
+                f"{self.path}: schema version {self._version} has no scores, but "
+                f"{scored[0].source} has; prepare into another folder"
+            )
+
+
+def _conditions(query: ClipQuery) -> list[sql.ColumnElement[bool]]:
+    area, frames = _clips.c.height * _clips.c.width, _clips.c.latent_frames
+    conditions = [area >= query.min_latent_area, frames >= query.min_latent_frames]
+    if query.max_latent_area is not None:
+        conditions.append(area <= query.max_latent_area)
+    if query.max_latent_frames is not None:
+        conditions.append(frames <= query.max_latent_frames)
+    if query.kind != "all":
+        conditions.append(frames > 1 if query.kind == "video" else frames == 1)
+    return conditions
 
 
 @contextmanager
@@ -226,7 +275,8 @@ def _create_file(path: Path, info: DataInfo) -> None:
     os.replace(part, path)
 
 
-def _read_info(path: Path) -> DataInfo:
+def _read_info(path: Path) -> tuple[DataInfo, int]:
+    """What made the data, and the schema version of the file."""
     with _connect(path) as connection:
         missing = {"info", "clips"} - set(sql.inspect(connection).get_table_names())
         if missing:
@@ -242,12 +292,13 @@ def _read_info(path: Path) -> DataInfo:
                 f"{path}: schema version {version} is newer than {SCHEMA_VERSION}, the newest "
                 "this Scalewright reads; use the version that made it, or prepare again"
             )
-        return DataInfo(
+        info = DataInfo(
             codec=values["codec"],
             latent_channels=int(values["latent_channels"]),
             text_encoder=values["text_encoder"],
             text_dim=int(values["text_dim"]),
         )
+        return info, version
     except (KeyError, ValueError) as error:
         raise DataError(
             f"{path}: table info is damaged ({error!r}); restore this file from a copy, or "
@@ -256,10 +307,10 @@ def _read_info(path: Path) -> DataInfo:
 
 
 def _require_same(path: Path, found: DataInfo, wanted: DataInfo) -> None:
-    for field in dataclasses.fields(DataInfo):
-        holds, asked = getattr(found, field.name), getattr(wanted, field.name)
+    for name in (each.name for each in dataclasses.fields(DataInfo)):
+        holds, asked = getattr(found, name), getattr(wanted, name)
         if holds != asked:
             raise DataError(
-                f"{path}: made with {field.name} = {holds!r}, not {asked!r}; prepare into another "
+                f"{path}: made with {name} = {holds!r}, not {asked!r}; prepare into another "
                 "folder, or delete this one first"
             )

@@ -96,7 +96,8 @@ class PackOrder:
 
     `clips[i]` are the tokens of `entries[i]`. Steps are found at random, also from several
     threads; a step may straddle two epochs. Reaching epoch e for the first time plans the epochs
-    before it, since their number of packs differs a little.
+    before it, since their number of packs differs a little. Steps count from that of the run's
+    first; `begin` is the one that begins with the first pack.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class PackOrder:
         clips: Sequence[ClipTokens],
         config: DataConfig,
         seed: int,
+        begin: int = 0,
     ) -> None:
         if len(entries) != len(clips):
             raise ValueError(f"{len(entries)} entries, but tokens of {len(clips)} clips")
@@ -115,6 +117,7 @@ class PackOrder:
         self._entries = entries
         self._clips = clips
         self._seed = seed
+        self._begin = begin
         self._starts = [0]  # number of the first pack of each epoch planned so far, and the next
         self._epochs: OrderedDict[int, list[Pack]] = OrderedDict()
         self._lock = threading.Lock()
@@ -153,7 +156,8 @@ class PackOrder:
             return total / (len(self._plan(0)) * self.config.pack_tokens)
 
     def _numbers(self, step: int) -> range:
-        count, step = self.config.packs_per_step, data_step(step, self._left_out)
+        count = self.config.packs_per_step
+        step = data_step(step, self._left_out) - self._begin
         return range(step * count, (step + 1) * count)
 
     def _indices(self, number: int) -> Pack:

@@ -1,6 +1,7 @@
 """What a clip is: its entry in the catalogue, and its latent and text once in RAM."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -10,7 +11,8 @@ class Entry:
     """What is known of a clip without reading it; packs are planned from entries alone.
 
     `latent_frames, height, width` are those of the latent; `offset` and `bytes` locate the
-    safetensors member inside its tar shard; `crc32c` is the checksum of those bytes.
+    safetensors member inside its tar shard; `crc32c` is the checksum of those bytes. `scores`:
+    quality by name, from 0 to 1; one that is not there is unknown.
     """
 
     id: int
@@ -22,6 +24,7 @@ class Entry:
     height: int
     width: int
     text_tokens: int
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def is_video(self) -> bool:
@@ -30,8 +33,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A clip in RAM. `id` is the catalogue's, and the key of everything random about it."""
+    """A clip in RAM. `id` is the catalogue's, and the key of everything random about it.
+
+    `scores`: quality by name, from 0 to 1; one that is not there is unknown.
+    """
 
     id: int
     latent: Tensor  # (T, C, H, W)
     text: Tensor  # (S, text_dim), S >= 1
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)

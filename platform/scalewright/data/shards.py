@@ -216,7 +216,7 @@ def _parse(entry: Entry, data: bytes, where: str) -> Sample:
             f"{where}: text {tuple(text.shape)}, but the catalogue says {entry.text_tokens} "
             f"tokens; {_WAY_OUT}"
         )
-    return Sample(id=entry.id, latent=latent.float(), text=text.float())
+    return Sample(entry.id, latent.float(), text.float(), entry.scores)
 
 
 def _half(key: str, name: str, tensor: Tensor, axes: int) -> Tensor:

@@ -36,7 +36,7 @@ class PackedBatch:
     scores (R, 2·names): value (0 where unknown) and whether it is known, for each name;
     joint_order (N,): where token n of the sequence lies in cat(visual, text);
     visual_places (Nv,): where the visual tokens lie in the sequence;
-    positions (N, 3): (t, h, w) of each token, zero for text;
+    positions (N, 3) fp64: (t, h, w) of each token over `rope_scale`, zero for text;
     modulation_rows (N,): row of the modulation table, r for visual and R + r for text of row r;
     segments: the clips; groupings: local and global, empty under full attention.
     """
@@ -98,7 +98,7 @@ def pack(items: Sequence[PackItem], config: ModelConfig) -> PackedBatch:
         of_visual = torch.full((len(v),), last)
         of_visual[: grid[1] * grid[2]] = row  # the first frame's own, where it has one
         rows += [of_visual, torch.full((len(s),), row_total + last)]
-        positions += [_places(grid), torch.zeros(len(s), 3, dtype=torch.long)]
+        positions += [_places(grid, config), torch.zeros(len(s), 3, dtype=torch.float64)]
         lengths.append(len(v) + len(s))
         visual_start, text_start, row = visual_start + len(v), text_start + len(s), last + 1
     joint_order = torch.cat(order)
@@ -145,5 +145,6 @@ def _grid(shape: torch.Size, patch: tuple[int, int, int]) -> Sizes:
     return T // patch[0], H // patch[1], W // patch[2]
 
 
-def _places(grid: Sizes) -> Tensor:
-    return torch.cartesian_prod(*(torch.arange(size) for size in grid)).reshape(-1, 3)
+def _places(grid: Sizes, config: ModelConfig) -> Tensor:
+    places = torch.cartesian_prod(*(torch.arange(size) for size in grid)).reshape(-1, 3)
+    return places / torch.tensor(config.rope_scale, dtype=torch.float64)

@@ -9,15 +9,13 @@ from scalewright.model.shape import ModelConfig
 def rotation(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosine and sine tables (N, head_dim / 2) for `positions` (N, 3) of (t, h, w).
 
-    Each axis turns its own share of the head's pairs by position / `rope_scale`; a token at
-    (0, 0, 0), such as text, is not turned at all. Computed in fp64, returned in fp32: bf16 angles
-    lose whole positions.
+    Each axis turns its own share of the head's pairs; a token at (0, 0, 0), such as text, is not
+    turned at all. Computed in fp64, returned in fp32: bf16 angles lose whole positions.
     """
     angles = []
-    for axis, (size, scale) in enumerate(zip(config.rope_axes, config.rope_scale, strict=True)):
+    for axis, size in enumerate(config.rope_axes):
         exponent = torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size
-        position = positions[:, axis, None].double() / scale
-        angles.append(position * config.rope_theta**-exponent)
+        angles.append(positions[:, axis, None].double() * config.rope_theta**-exponent)
     angle = torch.cat(angles, dim=1)
     return angle.cos().float(), angle.sin().float()
 

@@ -23,6 +23,7 @@ from scalewright.model.shape import ModelConfig, visual_tokens
 class FlowConfig:
     """How clips are noised. `shift_tokens`: visual tokens of a clip at which the shift is 1.
 
+    `score_dropout`: share of a clip's quality scores that the model is not told.
     `image_to_video`: share of videos whose first latent frame has a noise level of its own, and
     `clean_first_frame` the share of those in which it is clean, as when a picture is given.
     """
@@ -31,13 +32,14 @@ class FlowConfig:
     logit_std: float = 1.0
     shift_tokens: int | None = None
     text_dropout: float = 0.1
+    score_dropout: float = 0.1
     image_to_video: float = 0.0
     clean_first_frame: float = 0.5
 
     def __post_init__(self) -> None:
         if self.logit_std <= 0:
             raise ConfigError(f"flow.logit_std = {self.logit_std}; it must be positive")
-        for name in ("text_dropout", "image_to_video", "clean_first_frame"):
+        for name in ("text_dropout", "score_dropout", "image_to_video", "clean_first_frame"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"flow.{name} = {getattr(self, name)}; allowed: 0 to 1")
         if self.shift_tokens is not None and self.shift_tokens < 1:
@@ -119,7 +121,8 @@ def training_pack(
         latent = _mix(sample.latent, noise, level)
         if own is not None:
             latent[:1] = _mix(sample.latent[:1], noise[:1], own)
-        items.append(PackItem(latent, text, level, first_frame_level=own))
+        scores = _told_scores(config, generator, sample, model)
+        items.append(PackItem(latent, text, level, first_frame_level=own, scores=scores))
         targets.append(patchify(noise - sample.latent, model.patch))
     return _noised(items, targets, model)
 
@@ -134,6 +137,20 @@ def _first_frame_level(
     if chance >= config.image_to_video:
         return None
     return 0.0 if clean < config.clean_first_frame else noise_level(config, generator, tokens)
+
+
+def _told_scores(
+    config: FlowConfig, generator: torch.Generator, sample: Sample, model: ModelConfig
+) -> dict[str, float]:
+    """Those of the sample's scores that the model knows, each dropped on its own."""
+    if not model.scores:
+        return {}
+    chances = torch.rand(len(model.scores), generator=generator).tolist()
+    return {
+        name: sample.scores[name]
+        for name, chance in zip(model.scores, chances, strict=True)
+        if name in sample.scores and chance >= config.score_dropout
+    }
 
 
 def _noised(items: Sequence[PackItem], targets: Sequence[Tensor], model: ModelConfig) -> NoisedPack:

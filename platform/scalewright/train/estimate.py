@@ -24,7 +24,7 @@ def memory_of(config: RunConfig, workers: int) -> MemoryEstimate:
         config.model,
         workers=workers,
         packs_per_worker=config.data.packs_per_step // workers,
-        pack_tokens=config.data.pack_tokens,
+        pack_tokens=max(stage.data.pack_tokens for stage in config.settings()),
         compute_bytes=config.parallel.compute_bytes,
         activation_checkpointing=config.parallel.activation_checkpointing,
     )
@@ -57,7 +57,7 @@ def estimate(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     looked_at = range(min(config.steps, _STEPS_LOOKED_AT))
     flops = sum(inputs.flops(step) for step in looked_at) / len(looked_at)
     tokens = sum(inputs.visual_tokens(step) for step in looked_at) / len(looked_at)
-    clips = sum(len(inputs.order.tokens(step)) for step in looked_at) / len(looked_at)
+    clips = sum(len(inputs.clips(step)) for step in looked_at) / len(looked_at)
     run_tokens = tokens * config.steps
     blocks = block_parameters(config.model)
     return {
@@ -66,7 +66,7 @@ def estimate(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         "steps": config.steps,
         "clips_per_step": clips,
         "visual_tokens_per_step": tokens,
-        "pack_fill": inputs.order.fill(),
+        "pack_fill": inputs.stages[0].order.fill(),
         "flops_per_step": flops,
         "run_visual_tokens": run_tokens,
         "run_flops": flops * config.steps,

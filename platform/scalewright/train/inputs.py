@@ -1,6 +1,7 @@
 """What a run reads: the catalogue's entries in their planned order, and the checks before it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,24 @@ from typing import Any
 from torch import Tensor
 
 from scalewright.config import to_dict
-from scalewright.data.catalogue import Catalogue, DataInfo
-from scalewright.data.packing import PackOrder
+from scalewright.data.catalogue import Catalogue, DataInfo, Split
+from scalewright.data.packing import LeftOut, PackOrder
 from scalewright.data.sample import Entry, Sample
 from scalewright.data.shards import ShardReader
 from scalewright.errors import ConfigError, DataError
 from scalewright.model.shape import ClipTokens, ModelConfig, train_flops, visual_tokens
 from scalewright.train.run import RunConfig
+from scalewright.train.stages import Settings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run on its data: `clips` in planned `order`, and what it is validated on."""
+
+    settings: Settings
+    clips: list[ClipTokens]
+    order: PackOrder
+    validation: list[Entry]
 
 
 @dataclass(frozen=True)
@@ -23,61 +35,82 @@ class Inputs:
 
     info: DataInfo
     snapshot: str
-    clips: list[ClipTokens]
-    order: PackOrder
+    stages: tuple[Stage, ...]
     reader: ShardReader
-    validation: list[Entry]
     catalogue: Catalogue
-    model: ModelConfig
 
     @cached_property
     def null_text(self) -> Tensor:
         return self.reader.null_text()
 
+    def at(self, step: int) -> Stage:
+        """The stage that a step belongs to."""
+        return next(stage for stage in reversed(self.stages) if step >= stage.settings.begin)
+
+    def clips(self, step: int) -> list[ClipTokens]:
+        """Tokens of every clip of the step, over all ranks."""
+        return self.at(step).order.tokens(step)
+
     def elements(self, step: int) -> int:
         """Numbers in the velocities of the whole step; its loss is divided by this."""
-        return self.visual_tokens(step) * self.model.patch_dim
+        return self.visual_tokens(step) * self.at(step).settings.model.patch_dim
 
     def visual_tokens(self, step: int) -> int:
-        return sum(clip.visual for clip in self.order.tokens(step))
+        return sum(clip.visual for clip in self.clips(step))
 
     def tokens(self, step: int) -> int:
         """Visual and text tokens of the step, with the captions that dropout replaces."""
-        return sum(clip.visual + clip.text for clip in self.order.tokens(step))
+        return sum(clip.visual + clip.text for clip in self.clips(step))
 
     def flops(self, step: int) -> int:
         """Exact FLOPs of the step, forward and backward, over all ranks."""
-        return train_flops(self.model, self.order.tokens(step))
+        return train_flops(self.at(step).settings.model, self.clips(step))
 
     def read(self, entries: list[Entry]) -> list[Sample]:
         return [self.reader.read(entry) for entry in entries]
+
+    def without(self, left_out: Sequence[LeftOut]) -> "Inputs":
+        """The same, but for data that are left out."""
+        stages = [replace(s, order=s.order.without(left_out)) for s in self.stages]
+        return replace(self, stages=tuple(stages))
 
 
 def open_inputs(config: RunConfig, folder: Path) -> Inputs:
     """Open the data folder for a run; every mismatch between data and model is an error here."""
     catalogue = Catalogue.open(folder)
     check_match(config, catalogue.info, folder)
-    entries = catalogue.entries("train")
-    if not entries:
-        raise DataError(
-            f"{folder}: no training clip in the catalogue; run jobs/prepare.py on media"
-        )
-    validation = catalogue.entries("validation")
-    if not validation:
-        raise DataError(
-            f"{folder}: no validation clip in the catalogue; prepare it with a --validation-share"
-        )
-    clips = clip_tokens(config.model, entries)
     return Inputs(
         info=catalogue.info,
         snapshot=catalogue.snapshot("train"),
-        clips=clips,
-        order=PackOrder(entries, clips, config.data, config.seed),
+        stages=tuple(_stage(config, settings, catalogue) for settings in config.settings()),
         reader=ShardReader(folder),
-        validation=pick_validation(validation, config.log.validation_clips),
         catalogue=catalogue,
-        model=config.model,
     )
+
+
+def _stage(config: RunConfig, settings: Settings, catalogue: Catalogue) -> Stage:
+    entries = _entries(catalogue, "train", settings, "run jobs/prepare.py on media")
+    validation = _entries(catalogue, "validation", settings, "prepare it with a --validation-share")
+    clips = clip_tokens(settings.model, entries)
+    return Stage(
+        settings=settings,
+        clips=clips,
+        order=PackOrder(entries, clips, settings.data, config.seed, begin=settings.begin),
+        validation=pick_validation(validation, config.log.validation_clips),
+    )
+
+
+def _entries(catalogue: Catalogue, split: Split, settings: Settings, way_out: str) -> list[Entry]:
+    entries = catalogue.entries(split, settings.clips)
+    if entries:
+        return entries
+    if catalogue.entries(split):
+        raise DataError(
+            f"{catalogue.path}: no {split} clip for the stage from step {settings.begin}, which "
+            f"asks for {settings.clips}; widen stages.clips, or prepare such clips"
+        )
+    kind = "training" if split == "train" else split
+    raise DataError(f"{catalogue.path}: no {kind} clip in the catalogue; {way_out}")
 
 
 def clip_tokens(model: ModelConfig, entries: list[Entry]) -> list[ClipTokens]:
@@ -122,7 +155,7 @@ def pick_validation(entries: list[Entry], count: int) -> list[Entry]:
 def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What must stay the same for a run to be resumed: all that its numbers depend on."""
     tree = to_dict(config)
-    kept = ("seed", "steps", "model", "flow", "optimizer", "guard", "activation_penalty")
+    kept = ("seed", "steps", "model", "flow", "stages", "optimizer", "guard", "activation_penalty")
     data = {key: tree["data"][key] for key in ("pack_tokens", "packs_per_step")}
     return {
         **{key: tree[key] for key in kept},

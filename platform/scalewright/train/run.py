@@ -10,6 +10,7 @@ from scalewright.model.shape import ModelConfig
 from scalewright.objective.flow import FlowConfig
 from scalewright.train.guard import GuardConfig
 from scalewright.train.optimizer import OptimizerConfig
+from scalewright.train.stages import Settings, StageConfig, check_stages, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    stages: tuple[StageConfig, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     activation_penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -153,6 +155,8 @@ class RunConfig:
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is more than steps = "
                 f"{self.steps}; warm up for a share of the run, such as {max(1, self.steps // 20)}"
             )
+        check_stages(self.stages, self.steps)
+        self.settings()  # of every stage, so that what cannot be is found at once
         legal = legal_worlds(self.data.packs_per_step)
         if not any(self.parallel.min_workers <= world <= self.parallel.workers for world in legal):
             raise ConfigError(
@@ -160,6 +164,10 @@ class RunConfig:
                 f"among {legal} workers, not among parallel.min_workers = "
                 f"{self.parallel.min_workers} to parallel.workers = {self.parallel.workers}"
             )
+
+    def settings(self) -> list[Settings]:
+        """The stages of the run, in order, each with all of its settings."""
+        return settings_of(self.stages, self.steps, self.model, self.data, self.flow)
 
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")

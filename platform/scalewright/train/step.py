@@ -54,13 +54,13 @@ class Counts:
 
 def take_step(training: Training, inputs: Inputs, data: StepData, watch: Watch) -> StepResult:
     """Noise this rank's clips of a step as the config says, and train on them."""
-    config = training.config
+    config, settings = training.config, inputs.at(data.step).settings
     packs = [
         training_pack(
             samples,
             inputs.null_text,
-            config.flow,
-            config.model,
+            settings.flow,
+            settings.model,
             seed=config.seed,
             step=data.step,
         ).to(training.world.device)

@@ -71,7 +71,8 @@ def steps_for_budget(inputs: Inputs, budget_flops: float) -> tuple[int, int]:
         if not step and cost > 2 * budget_flops:
             raise ConfigError(
                 f"budget {budget_flops:.3g} FLOPs is less than half a step ({cost:.3g} FLOPs) at "
-                f"width {inputs.model.width}; raise the budget or lower data.packs_per_step"
+                f"width {inputs.stages[0].settings.model.width}; raise the budget or lower "
+                "data.packs_per_step"
             )
         spent, step = spent + cost, step + 1
 
@@ -116,7 +117,7 @@ def _train(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     training = begin_training(config, current_world(torch.device("cpu")))
     losses: list[torch.Tensor] = []
     with Loader(
-        inputs.reader, inputs.order, rank=0, world=1, start_step=0, stop_step=config.steps
+        inputs.reader, inputs.stages[0].order, rank=0, world=1, start_step=0, stop_step=config.steps
     ) as loader:
         for data in loader:
             losses.append(take_step(training, inputs, data, Watch()).loss)
@@ -132,7 +133,7 @@ def _final_losses(
 ) -> dict[str, float]:
     config = training.config
     validation = plan_validation(
-        inputs.read(inputs.validation),
+        inputs.read(inputs.stages[0].validation),
         config.flow,
         config.model,
         config.data.pack_tokens,

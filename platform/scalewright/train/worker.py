@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from scalewright.train.guard import (
     write_left_out,
 )
 from scalewright.train.hardware import peak_flops
-from scalewright.train.inputs import check_same_run, identity, open_inputs
+from scalewright.train.inputs import Stage, check_same_run, identity, open_inputs
 from scalewright.train.meter import Meter
 from scalewright.train.optimizer import lr_at
 from scalewright.train.parallel import World, current_world
@@ -83,7 +83,6 @@ class _Worker:
         self.checkpoints = Checkpointer(
             place.folder / CHECKPOINTS, world, place.attempt, config.checkpoint.keep
         )
-        self.validation = self._plan_validation()
         self.samples = self._plan_samples()
         self.events = (
             EventLog(place.folder / EVENTS_FILE, place.attempt) if world.rank == 0 else None
@@ -113,15 +112,23 @@ class _Worker:
 
     def _train_from(self, start: int) -> Rewind | None:
         """Steps from `start` to the last, or until the guard wants to go back."""
-        order = self.inputs.order.without(self.left_out)
-        self.inputs = replace(self.inputs, order=order)
+        self.inputs = self.inputs.without(self.left_out)
+        for stage in self.inputs.stages:
+            if start < stage.settings.end:
+                rewind = self._train_stage(stage, max(start, stage.settings.begin))
+                if rewind is not None:
+                    return rewind
+        return None
+
+    def _train_stage(self, stage: Stage, start: int) -> Rewind | None:
+        self.validation = self._plan_validation(stage)
         loader = Loader(
             self.inputs.reader,
-            order,
+            stage.order,
             rank=self.world.rank,
             world=self.world.size,
             start_step=start,
-            stop_step=self.config.steps,
+            stop_step=stage.settings.end,
         )
         log, every = self.config.log, self.config.checkpoint.every_steps
         also = (log.validate_every_steps, log.sample_every_steps)
@@ -131,7 +138,7 @@ class _Worker:
             for data in loader:
                 self._step(data)
                 done = data.step + 1
-                if self._due(done, log.every_steps, every, *also):
+                if self._due(done, log.every_steps, every, *also) or done == stage.settings.end:
                     wait_s, waited_s = loader.wait_s - waited_s, loader.wait_s
                     rewind = self._report(done, wait_s)
                     if rewind is not None:
@@ -195,7 +202,7 @@ class _Worker:
         result = take_step(self.training, self.inputs, data, watch)
         self.meter.add(
             result,
-            clips=len(self.inputs.order.tokens(data.step)),
+            clips=len(self.inputs.clips(data.step)),
             visual_tokens=self.inputs.visual_tokens(data.step),
             flops=self.inputs.flops(data.step),
         )
@@ -207,7 +214,7 @@ class _Worker:
         """Tell of the steps since the last report, and whether the run must go back."""
         lr = lr_at(done - 1, self.config.steps, self.config.optimizer)
         report = self.meter.report(done, lr=lr, wait_s=wait_s)
-        metrics = report.metrics | {"data/epoch": self.inputs.order.epoch_of(done)}
+        metrics = report.metrics | {"data/epoch": self.inputs.at(done - 1).order.epoch_of(done)}
         if self.events is not None:
             self.events.metrics(done, metrics)
         for skip in report.skips:
@@ -269,18 +276,18 @@ class _Worker:
         if self.events is not None:
             self.events.event(kind, **fields)
 
-    def _plan_validation(self) -> Validation:
+    def _plan_validation(self, stage: Stage) -> Validation:
         return plan_validation(
-            self.inputs.read(self.inputs.validation),
-            self.config.flow,
-            self.config.model,
-            self.config.data.pack_tokens,
+            self.inputs.read(stage.validation),
+            stage.settings.flow,
+            stage.settings.model,
+            stage.settings.data.pack_tokens,
             levels=self.config.log.validation_levels,
             seed=self.config.seed,
         )
 
     def _plan_samples(self) -> SampleSet:
-        chosen = sample_entries(self.inputs.validation, self.config.log.sample_clips)
+        chosen = sample_entries(self.inputs.stages[-1].validation, self.config.log.sample_clips)
         codec = codec_for(self.inputs.info.codec, self.place.codec_weights)
         return sample_set(self.inputs.read(chosen), self.inputs.null_text, codec, self.config.seed)
 
