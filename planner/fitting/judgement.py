@@ -11,7 +11,7 @@ from planner.fitting.forecast import HoldOut
 from planner.fitting.hyper import Edge, Group
 from planner.fitting.hyper_law import HyperLaws
 from planner.fitting.isoflop import ComputeLaws, IsoFlop
-from planner.fitting.laws import NotFitted
+from planner.fitting.laws import Estimate, NotFitted
 from planner.fitting.surface import Points
 from planner.reading.runs import counted
 
@@ -20,6 +20,7 @@ CONDITION_LIMIT = 300.0
 BIAS_LN_PARAMS = 0.05
 BIAS_EXPONENT = 0.02
 EXPONENTS_DIFFER = 0.05
+EXPONENT_UNKNOWN = 1.0  # N* from independent of compute to all of it
 FORECAST_ERROR = 0.01
 FORECAST_WORTHLESS = 0.5
 MISSED_LOSS = 0.02
@@ -171,6 +172,7 @@ def _curves(curves: IsoFlop, huber: SurfaceFit | NotFitted) -> Iterator[Finding]
     if isinstance(huber, SurfaceFit):
         yield from _misses(curves, huber)
     exponent = curves.laws.size.exponent("C")
+    yield from _unknown(exponent, huber)
     if isinstance(huber, SurfaceFit) and exponent.low is not None and exponent.high is not None:
         a = huber.surfaces.surface().a
         if not exponent.low - EXPONENTS_DIFFER < a < exponent.high + EXPONENTS_DIFFER:
@@ -180,6 +182,20 @@ def _curves(curves: IsoFlop, huber: SurfaceFit | NotFitted) -> Iterator[Finding]
                 f"({exponent.low:.3f} to {exponent.high:.3f}) from the isoFLOP minima: the surface "
                 "does not have the shape of these losses. Fit the larger budgets alone (--where)",
             )
+
+
+def _unknown(exponent: Estimate, huber: SurfaceFit | NotFitted) -> Iterator[Finding]:
+    """A refusal where all there is are minima whose law may rise or fall."""
+    if isinstance(huber, SurfaceFit) or exponent.low is None or exponent.high is None:
+        return
+    if exponent.high - exponent.low > EXPONENT_UNKNOWN:
+        yield Finding(
+            "exponent_unknown",
+            f"no surface fits, and the isoFLOP minima leave the exponent of N* between "
+            f"{exponent.low:.2f} and {exponent.high:.2f} (a width of {EXPONENT_UNKNOWN:.0f} is the "
+            "limit): nothing is known of the best size. Add budgets further apart",
+            refuses=True,
+        )
 
 
 def _misses(curves: IsoFlop, huber: SurfaceFit) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ MAX_EXTRAPOLATION = 300.0
 FAR_FROM_BEST = 1.3
 BF16_BYTES = 2
 WIDE = 10.0  # N* within a factor of this either way: beyond it the plan says next to nothing
-WORTHLESS = 100.0  # from the low end of N*'s interval to the high one: beyond it, nothing
+WORTHLESS = 1000.0  # from the low end of N*'s interval to the high one: beyond it, nothing
 FAR_BATCH = 10.0  # times the batches that were tried: a law is not known to hold that far
 MANY_STEPS = 1e7  # ten times the longest runs there are
 

@@ -29,6 +29,8 @@ CAUSES = {
     "noise": "noise of a single run",
     "law": "scatter of the optima about their law",
     "best size": "the size is uncertain itself",
+    "largest budget held out": "the largest budget was forecast wrong from the others",
+    "misfit at the minima": "the surface misses the best losses of the budgets",
 }
 ASSUMED = {"gpu_hours": "utilisation assumed", "cost": "price assumed"}
 SHOWN_FIRST = ("width", "tokens", "loss", "lr", "batch_tokens", "steps", "gpu_hours", "cost")

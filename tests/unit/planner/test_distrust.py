@@ -142,14 +142,14 @@ def test_an_interval_wider_than_tenfold_is_warned_about(foreign: Fit) -> None:
     assert "interval_too_wide" not in codes(make_plan(foreign, 1e13))
 
 
-def test_an_interval_that_spans_a_hundredfold_is_refused(foreign: Fit) -> None:
-    plan = make_plan(vague(foreign, 3, 3), 1e13)
+def test_an_interval_that_spans_a_thousandfold_is_refused(foreign: Fit) -> None:
+    plan = make_plan(vague(foreign, 4, 4), 1e13)
     (finding,) = [each for each in plan.findings if each.code == "interval_too_wide"]
     assert finding.refuses
-    assert "limit 100" in finding.text
+    assert "limit 1000" in finding.text
     assert plan.refused
     assert plan.config is None
-    assert not make_plan(vague(foreign, 3, 3), 1e13, force=True).refused
+    assert not make_plan(vague(foreign, 4, 4), 1e13, force=True).refused
 
 
 def batches(scale: float, params: float) -> Fit:

@@ -142,3 +142,17 @@ def test_a_fit_without_resamples_has_estimates_and_no_intervals(truth: object) -
     a = found.constants["huber"]["a"]
     assert a.low is None
     assert a.unknown == "0 resamples; an interval needs at least 20"
+
+
+def test_minima_of_noise_alone_are_refused() -> None:
+    """Losses without any law: their minima lie anywhere, and no surface describes them."""
+    made = isoflop_points(KLING, reach=8)
+    refused = 0
+    for seed in range(6):
+        noise = np.random.default_rng(seed).standard_normal(len(made))
+        found = fit(sweep_of(replace(made, loss=3 + 0.1 * noise)))
+        refused += any(each.refuses for each in found.findings)
+        if "exponent_unknown" in codes(found.findings):
+            assert "nothing is known of the best size" in text(found, "exponent_unknown")
+    assert refused >= 4
+    assert not any(each.refuses for each in fit(sweep_of(made)).findings)
