@@ -13,6 +13,7 @@ import math
 import typing
 
 import click
+import torch
 from safetensors.torch import load_file
 
 from scalewright import command
@@ -24,6 +25,7 @@ from scalewright.objective.sampler import Prompt, SamplerConfig
 from scalewright.objective.solvers import SolverName
 from scalewright.train.checkpoint import MANIFEST, Manifest, newest_verified, verify
 from scalewright.train.generate import (
+    DeviceType,
     Request,
     check_request,
     generate,
@@ -96,6 +98,11 @@ Examples:
     help="GPUs, or processes without any, that share out the model [1, or torchrun's].",
 )
 @click.option(
+    "--device",
+    type=click.Choice(typing.get_args(DeviceType)),
+    help="Where to compute [cuda where there is one]; bf16 on CUDA, fp32 on the CPU.",
+)
+@click.option(
     "--codec-weights",
     type=click.Path(path_type=Path, exists=True),
     help="Folder of weights of a codec that needs them.",
@@ -122,6 +129,7 @@ def main(
     shift_scale: float,
     weights: str,
     ranks: int | None,
+    device: DeviceType | None,
     codec_weights: Path | None,
     text_weights: Path | None,
 ) -> None:
@@ -151,7 +159,15 @@ def main(
         scores=parse_scores(scores),
     )
     null_text = load_file(path / NULL_TEXT)["text"]
-    request = Request(path, config, null_text, (wanted,), sampler, averaged=weights == "average")
+    request = Request(
+        checkpoint=path,
+        config=config,
+        null_text=null_text,
+        prompts=(wanted,),
+        sampler=sampler,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        averaged=weights == "average",
+    )
     ranks = ranks if ranks is not None else launched_ranks() or 1
     check_request(request, ranks)
     (latent,) = generate(request, ranks)

@@ -12,6 +12,7 @@ from commands import ROOT, environment, run
 from PIL import Image
 from ranks import CPU, run_ranks, small, train_on
 
+from scalewright.config import assign
 from scalewright.data.codec import HaarCodec
 from scalewright.data.media import Sampling, read_media
 from scalewright.data.sample import Sample
@@ -19,7 +20,7 @@ from scalewright.errors import ConfigError
 from scalewright.model.mup import param_rules
 from scalewright.objective.sampler import Prompt, SamplerConfig
 from scalewright.train.checkpoint import newest_verified
-from scalewright.train.generate import Request, generate
+from scalewright.train.generate import Request, check_request, generate
 from scalewright.train.parallel import autocast, build_model, current_world
 from scalewright.train.quality import SlicedWasserstein
 from scalewright.train.samples import sample_set
@@ -30,6 +31,8 @@ CONFIG = small(
     "model.head_dim=16", "model.rope_axes=[4, 6, 6]", "model.mup_base_width=16", "steps=2",
     "optimizer.warmup_steps=1", "log.validation_clips=2", "log.validation_levels=1",
 )  # fmt: skip
+
+MANY_HEADS = assign(CONFIG, ["model.width=512"])
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def request(folder: Path) -> Request:
     text, null = torch.randn(3, 64, generator=generator), torch.zeros(1, 64)
     first = torch.randn(1, 32, 4, 6, generator=generator)
     prompts = (Prompt(text, (1, 32, 4, 4), 1), Prompt(text, (3, 32, 4, 6), 2, text + 1, first))
-    return Request(found[0], CONFIG, null, prompts, SamplerConfig(steps=3))
+    return Request(found[0], CONFIG, null, prompts, SamplerConfig(steps=3), "cpu")
 
 
 def test_two_processes_make_what_one_makes(trained: Path) -> None:
@@ -57,6 +60,23 @@ def test_two_processes_make_what_one_makes(trained: Path) -> None:
         generate(wanted, 3)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 1, reason="no CUDA device")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gpus_make_what_the_cpu_makes(trained: Path, ranks: int) -> None:
+    if ranks > torch.cuda.device_count():
+        pytest.skip(f"fewer than {ranks} CUDA devices")
+    wanted = request(trained)
+    exact = generate(wanted, 1)
+    for one, other in zip(exact, generate(replace(wanted, device="cuda"), ranks), strict=True):
+        assert (one - other).norm() < 0.03 * one.norm()  # bf16
+
+
+def test_a_gpu_that_is_not_there_is_refused(trained: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ranks on this machine, which has \d+ GPUs"):
+        check_request(replace(request(trained), config=MANY_HEADS, device="cuda"), 16)
+
+
 def test_the_job_makes_a_video_from_its_first_frame(trained: Path, tmp_path: Path) -> None:
     ramp = np.linspace(40, 220, 128).astype(np.uint8)
     picture = np.stack([np.tile(ramp, (64, 1))] * 3, 2)
@@ -64,7 +84,7 @@ def test_the_job_makes_a_video_from_its_first_frame(trained: Path, tmp_path: Pat
     code, out, err = run(
         tmp_path, "sample", "a red picture", "--run", str(trained), "--first-frame", "start.png",
         "--frames", "5", "--negative", "a blue picture", "--solver", "heun", "--steps", "2",
-        "--out", "made.mp4",
+        "--out", "made.mp4", "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
     assert "after step 2 of " in out
@@ -76,7 +96,7 @@ def test_the_job_makes_a_video_from_its_first_frame(trained: Path, tmp_path: Pat
 
 def test_ranks_of_torchrun_make_one_picture(trained: Path, tmp_path: Path) -> None:
     options = ["a red picture", "--run", str(trained), "--frames", "1", "--steps", "2"]
-    options += ["--aspect", "3:2", "--seed", "4"]
+    options += ["--aspect", "3:2", "--seed", "4", "--device", "cpu"]
     code, _, err = run(tmp_path, "sample", *options, "--out", "alone.png")
     assert code == 0, err
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

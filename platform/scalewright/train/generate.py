@@ -4,6 +4,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,16 +23,22 @@ from scalewright.objective.sampler import Prompt, SamplerConfig, check_prompt, s
 from scalewright.train.checkpoint import load_weights
 from scalewright.train.run import RunConfig
 
+DeviceType = Literal["cuda", "cpu"]
+
 
 @dataclass(frozen=True)
 class Request:
-    """What to make of a checkpoint; `averaged` takes the average of its weights, if it has one."""
+    """What to make of a checkpoint, and where: in bf16 on CUDA, in fp32 on the CPU.
+
+    `averaged` takes the average of its weights, if it has one.
+    """
 
     checkpoint: Path
     config: RunConfig
     null_text: Tensor
     prompts: tuple[Prompt, ...]
     sampler: SamplerConfig
+    device: DeviceType
     averaged: bool = True
 
 
@@ -44,9 +51,9 @@ def generate(request: Request, ranks: int) -> list[Tensor]:
     """
     check_request(request, ranks)
     if launched_ranks() is not None:
-        return _join_launched(request, ranks)
+        return _join_launched(request)
     if ranks == 1:
-        return _make(request, _device(0))
+        return _make(request, _device(request.device, 0))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "latents.safetensors"
         mp.spawn(_join, (ranks, Path(folder) / "meeting", request, out), nprocs=ranks)
@@ -60,16 +67,17 @@ def check_request(request: Request, ranks: int) -> None:
         check_prompt(prompt, request.config.model)
     check_ranks(request.config.model, ranks)
     launched = launched_ranks()
-    if launched is not None:
-        if launched != ranks:
-            raise ConfigError(
-                f"tensor parallel over {ranks} ranks, but torchrun started {launched}; give one "
-                f"number to both"
-            )
-    elif torch.cuda.is_available() and ranks > torch.cuda.device_count():
+    if launched not in (None, ranks):
         raise ConfigError(
-            f"tensor parallel over {ranks} ranks, but this machine has "
-            f"{torch.cuda.device_count()} GPUs; use fewer, or start more machines with torchrun"
+            f"tensor parallel over {ranks} ranks, but torchrun started {launched}; give one "
+            f"number to both"
+        )
+    gpus = torch.cuda.device_count()
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if launched else ranks
+    if request.device == "cuda" and here > gpus:
+        raise ConfigError(
+            f"{here} ranks on this machine, which has {gpus} GPUs; use fewer ranks, more machines "
+            f"with torchrun, or the CPU"
         )
 
 
@@ -83,8 +91,8 @@ def launched_rank() -> int:
     return 0 if launched_ranks() is None else int(os.environ["RANK"])
 
 
-def _join_launched(request: Request, ranks: int) -> list[Tensor]:
-    device = _device(int(os.environ["LOCAL_RANK"]))
+def _join_launched(request: Request) -> list[Tensor]:
+    device = _device(request.device, int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(_backend(device))
     try:
         return _make(request, device)
@@ -93,7 +101,7 @@ def _join_launched(request: Request, ranks: int) -> list[Tensor]:
 
 
 def _join(rank: int, ranks: int, meeting: Path, request: Request, out: Path) -> None:
-    device = _device(rank)
+    device = _device(request.device, rank)
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     dist.init_process_group(
         _backend(device), init_method=f"file://{meeting}", rank=rank, world_size=ranks
@@ -139,8 +147,8 @@ def _model(request: Request, device: torch.device) -> MMDiT:
     return model.to(device)
 
 
-def _device(index: int) -> torch.device:
-    if not torch.cuda.is_available():
+def _device(kind: DeviceType, index: int) -> torch.device:
+    if kind == "cpu":
         return torch.device("cpu")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
