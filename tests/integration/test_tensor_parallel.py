@@ -74,9 +74,8 @@ def compare_with_whole(rank: int, folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_compute_what_one_computes(ranks: int, tmp_path: Path) -> None:
-    run_ranks(ranks, compare_with_whole, tmp_path)
+def test_ranks_compute_what_one_computes(tmp_path: Path) -> None:
+    run_ranks(2, compare_with_whole, tmp_path)
     first, *others = (torch.load(path) for path in sorted(tmp_path.iterdir()))
     assert all(torch.equal(first, other) for other in others)
 
