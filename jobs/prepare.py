@@ -19,6 +19,8 @@ from scalewright.data.codec import Codec, HaarCodec
 from scalewright.data.media import Sampling
 from scalewright.data.text import ByteNgramEncoder, TextEncoder
 from scalewright.prepare.encode import PrepareConfig, Summary, prepare
+from scalewright.prepare.scores import ScoreColumn, parse_score_columns
+from scalewright.prepare.static import StaticConfig
 
 SHOWN = 10  # names in the summary; --json and the catalogue have all
 
@@ -26,6 +28,8 @@ EPILOG = """\b
 Examples:
   jobs/prepare.py clips --captions clips/captions.csv --out data/clips
   jobs/prepare.py clips --captions some.csv --out data/clips-4s --max-frames 33 --clips-per-file all
+  jobs/prepare.py clips --captions scored.csv --out data/scored --scores motion,aesthetics=1:10
+  jobs/prepare.py clips --captions some.csv --out data/with-static --static-share 0.05
 Run the same command again to go on with what an earlier run left undone.
 """
 
@@ -36,6 +40,10 @@ def _clips_per_file(context: click.Context, option: click.Parameter, value: str)
     if value != "all" and not (value.isdecimal() and int(value) > 0):
         raise click.BadParameter(f"{value!r}; give a number from 1, or all")
     return None if value == "all" else int(value)
+
+
+def _scores(context: click.Context, option: click.Parameter, value: str) -> tuple[ScoreColumn, ...]:
+    return parse_score_columns(value)
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,6 +69,28 @@ def _clips_per_file(context: click.Context, option: click.Parameter, value: str)
     show_default=True,
     help="Stop when more of the files than this cannot be used.",
 )
+@click.option(
+    "--scores",
+    metavar="NAME[=LOW:HIGH],...",
+    default="",
+    callback=_scores,
+    help="Columns of the captions file that hold quality scores, such as motion,aesthetics=1:10. "
+    "They are kept as shares of their range, 0:1 if not stated; an empty cell is unknown.",
+)
+@click.option(
+    "--static-share",
+    default=0.0,
+    show_default=True,
+    help="Share of files that give a static clip too: their first frame, repeated. Never from "
+    "files put aside, always without scores.",
+)
+@click.option("--static-frames", type=int, help="Frames of static clips [--max-frames].")
+@click.option(
+    "--static-prefix",
+    default=StaticConfig.prefix,
+    show_default=True,
+    help="Goes before the caption of a static clip, with a comma.",
+)
 @click.option("--codec-weights", type=FOLDER, help="Folder of a CogVideoX VAE [Haar wavelets].")
 @click.option("--text-weights", type=FOLDER, help="Folder of a T5 encoder [byte n-grams].")
 @click.option("--workers", default=2, show_default=True, help="Threads that decode and encode.")
@@ -75,6 +105,10 @@ def main(
     clips_per_file: int | None,
     validation_share: float,
     max_broken_share: float,
+    scores: tuple[ScoreColumn, ...],
+    static_share: float,
+    static_frames: int | None,
+    static_prefix: str,
     codec_weights: Path | None,
     text_weights: Path | None,
     workers: int,
@@ -89,11 +123,17 @@ def main(
     sampling = Sampling(
         fps=fps, max_frames=max_frames, area_px=area_px, clips_per_file=clips_per_file
     )
+    config = PrepareConfig(
+        sampling=sampling,
+        validation_share=validation_share,
+        scores=scores,
+        static=StaticConfig(share=static_share, frames=static_frames, prefix=static_prefix),
+    )
     summary = prepare(
         source,
         captions,
         out,
-        config=PrepareConfig(sampling=sampling, validation_share=validation_share),
+        config=config,
         codec=_codec(codec_weights),
         text_encoder=_text_encoder(text_weights),
         max_broken_share=max_broken_share,
@@ -124,7 +164,8 @@ def _text(summary: Summary, out: Path) -> str:
     lines = [
         f"{out}: {summary.clips} clips, {summary.new_clips} of them new, "
         f"in {summary.seconds:.1f} s",
-        f"  {summary.pictures} pictures, {summary.videos} videos; "
+        f"  {summary.pictures} pictures, {summary.videos} videos"
+        f"{f', {summary.static_clips} of them static' if summary.static_clips else ''}; "
         f"{summary.validation_clips} put aside for validation",
         f"  {summary.latent_positions} latent positions, {summary.text_tokens} text tokens, "
         f"{summary.shard_bytes / 1e6:.1f} MB",

@@ -76,6 +76,32 @@ def test_shapes_become_data(captions: Path, tmp_path: Path, run_job: RunJob) -> 
     assert "16 clips, 0 of them new" in again.out
 
 
+def test_scores_and_static_clips(captions: Path, tmp_path: Path, run_job: RunJob) -> None:
+    head, first, *rest = captions.read_text().splitlines()
+    scored = tmp_path / "scored.csv"
+    scored.write_text("\n".join([f"{head},motion", f"{first},15", *(f"{row}," for row in rest)]))
+    arguments = (captions.parent, "--captions", scored, "--out", tmp_path / "data")
+    done = run_job(*arguments, "--scores", "motion")
+    assert done.code == 1
+    assert "scored.csv:2: motion = 15 is outside 0 to 1" in done.err
+    done = run_job(*arguments, "--scores", "motion=a:b")
+    assert done.code == 2
+    assert "NAME=LOW:HIGH" in done.err
+    assert run_job(*arguments, "--static-share", 2).code == 2
+    assert not (tmp_path / "data").exists()
+
+    options = ("--scores", "motion=0:20", "--static-share", 1, "--static-frames", 5)
+    done = run_job(*arguments, *options, "--static-prefix", "nothing moves")
+    assert done.code == 0, done.err
+    catalogue = Catalogue.open(tmp_path / "data")
+    train = catalogue.entries("train")
+    assert f"{len(train) // 2} of them static" in done.out
+    shown = catalogue.captions([entry.id for entry in train]).values()
+    assert sum(caption.startswith("nothing moves, a") for caption in shown) == len(train) // 2
+    everything = train + catalogue.entries("validation")
+    assert [entry.scores for entry in everything if entry.scores] == [{"motion": 0.75}]
+
+
 def test_too_many_broken_files_fail_with_a_way_out(
     captions: Path, tmp_path: Path, run_job: RunJob
 ) -> None:

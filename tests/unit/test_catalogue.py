@@ -2,14 +2,18 @@
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scalewright.data.catalogue import Catalogue, DataInfo, NewClip
+from scalewright.data.query import ClipQuery
 from scalewright.data.sample import Entry
-from scalewright.errors import DataError
+from scalewright.errors import ConfigError, DataError
 
 INFO = DataInfo(
     codec="haar(octaves=2)", latent_channels=32, text_encoder="byte-ngrams(dim=64)", text_dim=64
@@ -102,7 +106,7 @@ def test_a_file_that_is_no_catalogue_is_refused(tmp_path: Path, content: bytes) 
     ("statement", "message"),
     [
         ("DROP TABLE clips", "table clips is missing"),
-        ("UPDATE info SET value = '2' WHERE key = 'schema_version'", "version 2 is newer than 1"),
+        ("UPDATE info SET value = '3' WHERE key = 'schema_version'", "version 3 is newer than 2"),
         ("DELETE FROM info WHERE key = 'codec'", "damaged"),
         ("UPDATE info SET value = 'many' WHERE key = 'text_dim'", "damaged"),
     ],
@@ -174,6 +178,7 @@ def test_snapshot_ignores_when_clips_came(tmp_path: Path) -> None:
         {"width": 16},
         {"text_tokens": 7},
         {"split": "validation"},
+        {"scores": {"motion": 0.5}},
     ],
 )
 def test_snapshot_changes_with_every_property_of_a_clip(
@@ -202,3 +207,161 @@ def test_snapshot_changes_with_order_addition_and_codec(tmp_path: Path) -> None:
         snapshot("e", []),
     }
     assert len(snapshots) == 5
+
+
+# Scores
+
+
+def make_old(path: Path) -> None:
+    """What the first schema version wrote: the same table without scores."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE clips DROP COLUMN scores")
+        connection.execute("UPDATE info SET value = '1' WHERE key = 'schema_version'")
+
+
+def test_scores_come_back_exactly_and_unknown_ones_are_left_out(tmp_path: Path) -> None:
+    catalogue = Catalogue.create(tmp_path, INFO)
+    scores = {"motion": 0.1 + 0.2, "aesthetics": 1 / 3}
+    catalogue.add([replace(clip(0), scores=scores), clip(1)])
+    first, second = Catalogue.open(tmp_path).entries("train")
+    assert first.scores == scores
+    assert second.scores == {}
+    assert len({first, second, replace(first)}) == 2, "entries can be in sets"
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf")])
+def test_a_score_outside_its_range_is_refused(value: float) -> None:
+    with pytest.raises(DataError, match=r"clips/0\.mp4: score motion = .*0 to 1"):
+        replace(clip(0), scores={"motion": value})
+
+
+def test_snapshot_tells_scores_apart_but_not_their_order(tmp_path: Path) -> None:
+    def snapshot(name: str, scores: dict[str, float]) -> str:
+        catalogue = Catalogue.create(tmp_path / name, INFO)
+        catalogue.add([replace(clip(0), scores=scores)])
+        return catalogue.snapshot("train")
+
+    both = {"motion": 0.5, "clarity": 0.25}
+    assert snapshot("a", both) == snapshot("b", dict(reversed(both.items())))
+    others = [{}, {"motion": 0.5}, {"motion": 0.25, "clarity": 0.5}, {"motion": 0.5, "look": 0.25}]
+    snapshots = {snapshot(f"c{index}", scores) for index, scores in enumerate(others)}
+    assert len(snapshots | {snapshot("d", both)}) == 5
+
+
+def test_an_older_catalogue_is_read_and_gone_on_with_as_it_is(tmp_path: Path) -> None:
+    made = Catalogue.create(tmp_path, INFO)
+    made.add([clip(number) for number in range(3)])
+    entries, snapshot = made.entries("train"), made.snapshot("train")
+    make_old(tmp_path / "catalogue.sqlite")
+    bytes_before = (tmp_path / "catalogue.sqlite").read_bytes()
+
+    old = Catalogue.create(tmp_path, INFO)
+    assert old.entries("train") == entries
+    assert old.snapshot("train") == snapshot
+    with pytest.raises(DataError, match=r"version 1 has no scores, but clips/4\.mp4 has"):
+        old.add([clip(3), replace(clip(4), scores={"motion": 1.0})])
+    assert (tmp_path / "catalogue.sqlite").read_bytes() == bytes_before
+    old.add([clip(3)])
+    old.reject("clips/broken.mp4", "no frame could be decoded")
+    assert len(Catalogue.open(tmp_path).entries("train")) == 4
+
+
+def test_the_snapshot_of_clips_without_scores_is_that_of_the_first_version(tmp_path: Path) -> None:
+    catalogue = Catalogue.create(tmp_path, INFO)
+    catalogue.add([clip(number) for number in range(5)])
+    assert catalogue.snapshot("train") == "51b9de742e30", "runs begun before go on"
+
+
+def test_damaged_scores_are_told(tmp_path: Path) -> None:
+    Catalogue.create(tmp_path, INFO).add([clip(0)])
+    with sqlite3.connect(tmp_path / "catalogue.sqlite") as connection:
+        connection.execute("UPDATE clips SET scores = '{\"motion\"'")
+    with pytest.raises(DataError, match=r"catalogue\.sqlite: scores that are not JSON"):
+        Catalogue.open(tmp_path).entries("train")
+
+
+# Queries
+
+
+def by_hand(query: ClipQuery) -> Callable[[Entry], bool]:
+    """What a query says, an entry at a time."""
+
+    def means(entry: Entry) -> bool:
+        area, frames = entry.height * entry.width, entry.latent_frames
+        return (
+            (query.kind == "all" or entry.is_video == (query.kind == "video"))
+            and query.min_latent_area <= area
+            and (query.max_latent_area is None or area <= query.max_latent_area)
+            and query.min_latent_frames <= frames
+            and (query.max_latent_frames is None or frames <= query.max_latent_frames)
+        )
+
+    return means
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> ClipQuery:
+    kind = draw(st.sampled_from(["all", "picture", "video"]))
+    area = draw(st.integers(1, 260))
+    frames = 1 if kind == "picture" else draw(st.integers(1, 5))
+    least = 2 if kind == "video" else 1
+    return ClipQuery(
+        kind=kind,
+        min_latent_area=area,
+        max_latent_area=draw(st.none() | st.integers(area, 260)),
+        min_latent_frames=frames,
+        max_latent_frames=draw(st.none() | st.integers(max(frames, least), 6)),
+    )
+
+
+@pytest.fixture(scope="module")
+def many_sizes(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    catalogue = Catalogue.create(tmp_path_factory.mktemp("many"), INFO)
+    sides = (1, 4, 6, 9, 16)
+    sizes = [(t, h, w) for t in range(1, 6) for h in sides for w in sides]
+    catalogue.add(
+        [
+            replace(clip(number), latent_frames=t, height=h, width=w)
+            for number, (t, h, w) in enumerate(sizes)
+        ]
+    )
+    return catalogue
+
+
+@settings(max_examples=60, deadline=None)
+@given(query=queries())
+def test_a_query_takes_the_clips_that_it_says(many_sizes: Catalogue, query: ClipQuery) -> None:
+    everything = many_sizes.entries("train")
+    assert many_sizes.entries("train", query) == list(filter(by_hand(query), everything))
+
+
+def test_without_limits_every_clip_of_the_split_is_meant(many_sizes: Catalogue) -> None:
+    everything = many_sizes.entries("train")
+    assert len(everything) == 125
+    assert many_sizes.entries("train", ClipQuery()) == everything
+    assert many_sizes.entries("validation", ClipQuery()) == []
+    limits = ClipQuery(
+        min_latent_area=24, max_latent_area=24, min_latent_frames=3, max_latent_frames=3
+    )
+    chosen = many_sizes.entries("train", limits)
+    assert {(e.latent_frames, e.height, e.width) for e in chosen} == {(3, 4, 6), (3, 6, 4)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"kind": "gif"}, "kind = 'gif'; allowed: all, picture, video"),
+        ({"min_latent_area": 0}, "min_latent_area = 0; it must be at least 1"),
+        ({"min_latent_frames": -1}, "min_latent_frames = -1"),
+        (
+            {"min_latent_area": 9, "max_latent_area": 8},
+            "max_latent_area = 8 is below min_latent_area = 9",
+        ),
+        ({"max_latent_frames": 0}, "max_latent_frames = 0 is below min_latent_frames = 1"),
+        ({"kind": "picture", "min_latent_frames": 2}, "a picture has one latent frame"),
+        ({"kind": "video", "max_latent_frames": 1}, "a video has at least 2 latent frames"),
+    ],
+)
+def test_a_query_that_nothing_can_meet_is_refused(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        ClipQuery(**wrong)

@@ -4,7 +4,6 @@ Files are decoded and encoded in threads, one clip of frames in RAM each; the ca
 writes. What is sealed in a shard stays, so a run that was stopped goes on where it was.
 """
 
-import hashlib
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -22,22 +21,23 @@ import torch
 from torch import Tensor
 
 from scalewright.config import read_toml, to_dict, to_toml
-from scalewright.data.catalogue import Catalogue, DataInfo, NewClip
+from scalewright.data.catalogue import Catalogue, DataInfo
 from scalewright.data.codec import Codec, HaarCodec
 from scalewright.data.media import Sampling, read_media, to_tensor
 from scalewright.data.sample import Entry
 from scalewright.data.shards import MAX_SHARD_BYTES, SHARD_FOLDER, ShardWriter, write_null_text
 from scalewright.data.text import ByteNgramEncoder, TextEncoder
 from scalewright.errors import ConfigError, DataError
-from scalewright.prepare.sources import Source, SplitRule, read_sources, uncaptioned
+from scalewright.prepare.intake import Encoded, Intake
+from scalewright.prepare.scores import ScoreColumn
+from scalewright.prepare.sources import Source, read_sources, uncaptioned
+from scalewright.prepare.static import MARK, StaticConfig, check_frames, repeated
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "prepare.toml"
 REPORT_EVERY_S = 5.0
 FILES_AHEAD = 2  # encoded files that wait for the writing thread, per worker
-
-Encoded = list[Tensor] | str  # the latents of a file's clips, or why there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,21 @@ class PrepareConfig:
 
     sampling: Sampling = field(default_factory=Sampling)
     validation_share: float = 0.1
+    scores: tuple[ScoreColumn, ...] = ()
+    static: StaticConfig = field(default_factory=StaticConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
             raise ConfigError(
                 f"validation_share = {self.validation_share}; it must be at least 0 and below 1"
             )
+        if self.static.share:
+            check_frames(self.static_frames)
+
+    @property
+    def static_frames(self) -> int:
+        """Frames of a static clip."""
+        return self.sampling.max_frames if self.static.frames is None else self.static.frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +68,14 @@ class Summary:
     """The whole folder after a run; `new_clips` and `seconds` are this run's.
 
     `latent_positions`: T·H·W over all clips; visual tokens are these over the positions a patch.
-    `rejected`: (source, reason). `uncaptioned`: media files that no caption names.
+    `rejected`: (source, reason). `uncaptioned`: media files that no caption names. The static
+    clips are among the videos.
     """
 
     clips: int
     pictures: int
     videos: int
+    static_clips: int
     validation_clips: int
     new_clips: int
     latent_positions: int
@@ -89,23 +100,25 @@ def prepare(
 ) -> Summary:
     """Encode the files under `source` that `captions` (CSV path,caption) names into `out`.
 
-    Sources that `out` holds are skipped. Broken and missing files enter the catalogue with their
-    reason; `DataError` once they are more than `max_broken_share` of all. Ctrl-C seals what is
-    done, then raises KeyboardInterrupt.
+    `config.scores` names further columns of `captions`, kept with a file's clips; a share of the
+    files gives a static clip besides (`config.static`). Sources that `out` holds are skipped.
+    Broken and missing files enter the catalogue with their reason; `DataError` once they are more
+    than `max_broken_share` of all. Ctrl-C seals what is done, then raises KeyboardInterrupt.
     """
     began, config = time.monotonic(), config or PrepareConfig()
     codec, text_encoder = codec or HaarCodec(), text_encoder or ByteNgramEncoder()
     _check_arguments(source, max_broken_share, workers)
-    sources = read_sources(captions)
+    sources = read_sources(captions, config.scores)
     strangers = _report_uncaptioned(source, sources)
     catalogue = _open_folder(out, config, codec, text_encoder)
     clips_before = len(_entries(catalogue))
-    intake = _Intake(catalogue, text_encoder, sources, config.validation_share)
+    intake = Intake(catalogue, text_encoder, sources, config.validation_share, config.static)
     _check_broken(intake.broken, len(sources), max_broken_share, out)
     todo = intake.missing(sources)
 
-    def encode(entry: Source) -> Encoded:
-        return _encode(source / entry.name, config.sampling, codec)
+    def encode(entry: Source) -> Encoded | str:
+        static_frames = config.static_frames if config.static.wants(entry) else None
+        return _encode(source / entry.name, config.sampling, codec, static_frames)
 
     with (
         _torch_threads(workers),
@@ -125,87 +138,29 @@ def prepare(
     return _summary(catalogue, out, clips_before, strangers, time.monotonic() - began)
 
 
-class _Intake:
-    """Takes encoded files into shards and catalogue, each file whole.
-
-    `unsealed`: clips that are written, in a shard that is not sealed yet. `broken`: (source,
-    reason), also those of earlier runs.
-    """
-
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        text_encoder: TextEncoder,
-        sources: Sequence[Source],
-        validation_share: float,
-    ) -> None:
-        names = {source.name for source in sources}
-        kinds = {entry.is_video for entry in catalogue.entries("validation")}
-        self.broken = [row for row in catalogue.rejected() if row[0] in names]
-        self._catalogue = catalogue
-        self._text_encoder = text_encoder
-        self._rule = SplitRule(validation_share, len(sources), kinds)
-        self._unsealed: list[NewClip] = []
-
-    def missing(self, sources: Sequence[Source]) -> list[Source]:
-        """The sources that the catalogue does not hold."""
-        held = self._catalogue.sources()
-        return [source for source in sources if source.name not in held]
-
-    def take(self, shards: ShardWriter, source: Source, encoded: Encoded) -> None:
-        """Write the clips of a file, or note why it has none."""
-        if isinstance(encoded, str):
-            self._reject(source, encoded)
-            return
-        text = self._text_encoder.encode([source.caption])[0]
-        split = self._rule.split(source, is_video=len(encoded[0]) > 1)
-        clips = []
-        for index, latent in enumerate(encoded):
-            location = shards.add(_key(source, index), latent, text)
-            frames, _, height, width = latent.shape
-            clips.append(
-                NewClip(
-                    source=f"{source.name}#{index}" if index else source.name,
-                    split=split,
-                    caption=source.caption,
-                    latent_frames=frames,
-                    height=height,
-                    width=width,
-                    text_tokens=len(text),
-                    **asdict(location),
-                )
-            )
-        # Only now: `shards.add` may have sealed a shard with the first of these clips.
-        self._unsealed += clips
-
-    def enter_catalogue(self, shard: str) -> None:
-        """A shard was sealed, and with it all clips of the files before the present one."""
-        self._catalogue.add(self._unsealed)
-        self._unsealed = []
-
-    def _reject(self, source: Source, reason: str) -> None:
-        logger.warning("left out %s: %s", source.name, reason)
-        self._catalogue.reject(source.name, reason)
-        self.broken.append((source.name, reason))
-
-
-def _encode(path: Path, sampling: Sampling, codec: Codec) -> Encoded:
+def _encode(
+    path: Path, sampling: Sampling, codec: Codec, static_frames: int | None
+) -> Encoded | str:
+    """A file's latents, or why there are none."""
+    clips: list[Tensor] = []
+    static = None
     try:
-        return [codec.encode(to_tensor(clip)) for clip in read_media(path, sampling)]
+        for clip in read_media(path, sampling):
+            frames = to_tensor(clip)
+            if not clips and static_frames is not None:
+                static = codec.encode(repeated(frames, static_frames))
+            clips.append(codec.encode(frames))
     except DataError as error:
         return str(error).removeprefix(f"{path}: ")
-
-
-def _key(source: Source, index: int) -> str:
-    return f"{hashlib.sha256(source.name.encode()).hexdigest()[:16]}-{index:05d}"
+    return Encoded(clips, static)
 
 
 def _in_order(
-    todo: Sequence[Source], encode: Callable[[Source], Encoded], workers: int
-) -> Iterator[tuple[Source, Encoded]]:
+    todo: Sequence[Source], encode: Callable[[Source], Encoded | str], workers: int
+) -> Iterator[tuple[Source, Encoded | str]]:
     """Each source with its result, in order: ids do not depend on which thread was faster."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
-    waiting: deque[tuple[Source, Future[Encoded]]] = deque()
+    waiting: deque[tuple[Source, Future[Encoded | str]]] = deque()
     try:
         for source in todo:
             waiting.append((source, pool.submit(encode, source)))
@@ -260,10 +215,12 @@ def _keep_settings(path: Path, config: PrepareConfig) -> None:
         part = path.with_name(f"{path.name}.part")
         part.write_text(to_toml(config), encoding="utf-8")
         os.replace(part, path)
-    held, wanted = read_toml(path), to_dict(config)
-    if held != wanted:
+    # What an older folder does not state, was then as it is now by default.
+    held, wanted = to_dict(PrepareConfig()) | read_toml(path), to_dict(config)
+    if differ := [key for key in wanted if held[key] != wanted[key]]:
+        before, now = ({key: tree[key] for key in differ} for tree in (held, wanted))
         raise DataError(
-            f"{path}: this folder was prepared with {held}, not {wanted}; "
+            f"{path}: this folder was prepared with {before}, not {now}; "
             f"prepare into another folder, or delete this one first"
         )
 
@@ -290,6 +247,7 @@ def _summary(
         clips=len(entries),
         pictures=sum(not entry.is_video for entry in entries),
         videos=sum(entry.is_video for entry in entries),
+        static_clips=sum(source.endswith(f"#{MARK}") for source in catalogue.sources()),
         validation_clips=len(catalogue.entries("validation")),
         new_clips=len(entries) - clips_before,
         latent_positions=sum(e.latent_frames * e.height * e.width for e in entries),

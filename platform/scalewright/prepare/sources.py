@@ -2,13 +2,14 @@
 
 import csv
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from scalewright.data.catalogue import Split
 from scalewright.data.media import MEDIA_SUFFIXES
 from scalewright.errors import DataError
+from scalewright.prepare.scores import ScoreColumn, read_scores
 
 # Fewer sources than this are a trial, not data: none is put aside for validation by force.
 MIN_SOURCES_TO_VALIDATE = 11
@@ -16,10 +17,14 @@ MIN_SOURCES_TO_VALIDATE = 11
 
 @dataclass(frozen=True)
 class Source:
-    """A file by its path under the source folder, with / on every platform, and its caption."""
+    """A file by its path under the source folder, with / on every platform, and its caption.
+
+    `scores`: quality by name, from 0 to 1, as far as it is known.
+    """
 
     name: str
     caption: str
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def share(self) -> float:
@@ -27,23 +32,36 @@ class Source:
 
         A clip and its excerpt in another format so have one number, and fall into one split.
         """
-        stem = str(PurePosixPath(self.name).with_suffix(""))
-        return int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8], "big") / 2**64
+        return _hashed(self._stem)
+
+    def number(self, purpose: str) -> float:
+        """Another such number, as good as independent of `share` and of other purposes."""
+        return _hashed(f"{purpose}\0{self._stem}")
+
+    @property
+    def _stem(self) -> str:
+        return str(PurePosixPath(self.name).with_suffix(""))
 
 
-def read_sources(captions: Path) -> list[Source]:
+def _hashed(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def read_sources(captions: Path, scores: Sequence[ScoreColumn] = ()) -> list[Source]:
     """The sources that a CSV file with the columns path,caption names, in order of their hash.
 
     That order is a fair sample of the folder at every moment. `DataError` names the line that
-    has no path, no caption, a path outside the folder, or one that was there before.
+    has no path, no caption, a path outside the folder, one that was there before, or in a column
+    of `scores` something else than a number of its range; an empty cell is an unknown score.
     """
+    wanted = ["path", "caption", *(column.name for column in scores)]
     sources: dict[str, Source] = {}
     try:
         with captions.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            _check_columns(captions, reader.fieldnames)
+            _check_columns(captions, wanted, reader.fieldnames)
             for row in reader:
-                source = _source(f"{captions}:{reader.line_num}", row)
+                source = _source(f"{captions}:{reader.line_num}", row, scores)
                 if source.name in sources:
                     raise DataError(f"{captions}:{reader.line_num}: {source.name} is there twice")
                 sources[source.name] = source
@@ -56,23 +74,23 @@ def read_sources(captions: Path) -> list[Source]:
     return sorted(sources.values(), key=lambda source: (source.share, source.name))
 
 
-def _check_columns(captions: Path, columns: Iterable[str] | None) -> None:
-    missing = {"path", "caption"} - set(columns or ())
+def _check_columns(captions: Path, wanted: Sequence[str], columns: Iterable[str] | None) -> None:
+    missing = set(wanted) - set(columns or ())
     if missing:
         raise DataError(
             f"{captions}: no column {' and '.join(sorted(missing))} in the first line "
-            f"({', '.join(columns or ()) or 'empty'}); it must name path and caption"
+            f"({', '.join(columns or ()) or 'empty'}); it must name {' and '.join(wanted)}"
         )
 
 
-def _source(where: str, row: dict[str, str | None]) -> Source:
+def _source(where: str, row: dict[str, str | None], scores: Sequence[ScoreColumn]) -> Source:
     name, caption = (row["path"] or "").strip(), (row["caption"] or "").strip()
     if not name or not caption:
         raise DataError(f"{where}: {'caption' if name else 'path'} is empty; fill it or cut it")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{where}: {name} is outside the source folder; give paths inside it")
-    return Source(str(path), caption)
+    return Source(str(path), caption, read_scores(row, scores, where))
 
 
 def uncaptioned(folder: Path, sources: Iterable[Source]) -> list[str]:
