@@ -30,6 +30,7 @@ from scalewright.train.worker import CHECKPOINTS
 CONFIG = small(
     "model.head_dim=16", "model.rope_axes=[4, 6, 6]", "model.mup_base_width=16", "steps=2",
     "optimizer.warmup_steps=1", "log.validation_clips=2", "log.validation_levels=1",
+    "optimizer.average_decay=0.9",
 )  # fmt: skip
 
 MANY_HEADS = assign(CONFIG, ["model.width=512"])
@@ -58,6 +59,12 @@ def test_two_processes_make_what_one_makes(trained: Path) -> None:
         assert (one - other).abs().max() <= 1e-5
     with pytest.raises(ConfigError, match=r"3 ranks.*2 heads.*\[1, 2\]"):
         generate(wanted, 3)
+
+
+def test_averaged_weights_are_those_that_are_asked_for(trained: Path) -> None:
+    wanted = request(trained)
+    averaged, last = generate(wanted, 1), generate(replace(wanted, averaged=False), 1)
+    assert not torch.equal(averaged[0], last[0])
 
 
 @pytest.mark.gpu
