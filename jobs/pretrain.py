@@ -26,7 +26,14 @@ from scalewright.prepare.embedded import ensure_shapes
 from scalewright.recipes import SHAPES, recipe
 from scalewright.track import Forwarder, absolute_uri
 from scalewright.train.estimate import check_memory, estimate
-from scalewright.train.inputs import Inputs, check_same_run, identity, open_inputs
+from scalewright.train.inputs import (
+    Inputs,
+    Work,
+    assumed_work,
+    check_same_run,
+    identity,
+    open_inputs,
+)
 from scalewright.train.run import RunConfig
 from scalewright.train.worker import write_json
 
@@ -86,12 +93,11 @@ def main(
     )
     if config.data.path == SHAPES:
         ensure_shapes(folders.data)
+    if dry_run:
+        show(config, estimate(config, work_of(config, folders.data)), as_json)
+        return
     inputs = open_inputs(config, folders.data)
     check_memory(config, workers_run_here=launch.starts_cluster())
-    cost = estimate(config, inputs)
-    if dry_run:
-        show(config, cost, as_json)
-        return
     if config.log.sample_clips:
         codec_for(inputs.info.codec, folders.codec_weights)
     with only_driver(folders.run):
@@ -105,6 +111,15 @@ def main(
         else:
             click.echo("all steps are done already", err=True)
     click.echo(json.dumps(summary))
+
+
+def work_of(config: RunConfig, data: Path) -> Work:
+    """What there is to do: on the data folder, or where it is not there on assumed clips."""
+    if config.data.assumed_clips and not data.exists():
+        click.echo(f"{data} is not there; counting with data.assumed_clips", err=True)
+        return assumed_work(config)
+    check_memory(config, workers_run_here=launch.starts_cluster())
+    return open_inputs(config, data).work
 
 
 def train(

@@ -146,7 +146,7 @@ def judge_run(folder: Path) -> Judgement:
     load_weights(found[0], model)
     inputs = open_inputs(config, home() / config.data.path)
     training = inputs.read(inputs.catalogue.entries("train"))
-    validation = inputs.read(inputs.stages[0].validation)
+    validation = inputs.read(inputs.work.stages[0].validation)
     return judge(folder, config, model, training, validation, inputs.null_text)
 
 

@@ -146,7 +146,7 @@ def write_settings(folder: Path, base: RunConfig, inputs: Inputs) -> None:
 
 def clip_sizes(inputs: Inputs) -> dict[str, list[int]]:
     """The distinct token sizes of the training clips, and how often each occurs."""
-    counts = Counter((clip.visual, clip.text) for clip in inputs.stages[0].clips)
+    counts = Counter((clip.visual, clip.text) for clip in inputs.work.stages[0].clips)
     sizes = sorted(counts)
     return {
         "visual": [visual for visual, _ in sizes],

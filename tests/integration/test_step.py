@@ -172,7 +172,7 @@ def test_skips_that_pile_up_rewind_the_run_and_leave_out_the_data(tmp_path: Path
         "guard.sigmas=12",
     )  # fmt: skip
     clean = write_data_folder(tmp_path / "clean", clips=600)
-    order = open_inputs(config, clean).stages[0].order
+    order = open_inputs(config, clean).work.stages[0].order
     ids = sorted(entry.id for step in range(60) for pack in order.packs(step) for entry in pack)
     broken = ids.index(order.packs(10)[0][0].id)
     index = sorted(set(ids)).index(ids[broken])
@@ -251,8 +251,8 @@ def test_stages_train_alike_on_one_and_two_ranks(data_folder: Path, tmp_path: Pa
     for name in ("loss/train", "grad/norm", "eval/loss_all"):
         assert _series(two, name) == pytest.approx(_series(one, name), abs=1e-5), name
     inputs = open_inputs(config, data_folder)
-    assert all(len(pack) for step in (4, 5) for pack in inputs.at(step).order.packs(step))
-    kinds = [{e.is_video for p in inputs.at(s).order.packs(s) for e in p} for s in (0, 4, 5, 11)]
+    assert all(len(pack) for step in (4, 5) for pack in inputs.work.at(step).order.packs(step))
+    kinds = [{e.is_video for p in inputs.work.at(s).order.packs(s) for e in p} for s in (0, 4, 5, 11)]
     assert kinds == [{False}, {False}, {True}, {True}]
 
 

@@ -14,7 +14,7 @@ def choose_workers(config: RunConfig, slots: int) -> int:
     parallel, packs = config.parallel, config.data.packs_per_step
     legal = [
         world
-        for world in legal_worlds(packs)
+        for world in legal_worlds(packs, config.parallel.shard_size)
         if parallel.min_workers <= world <= min(parallel.workers, slots)
     ]
     if not legal:

@@ -106,10 +106,11 @@ def _attempt(config: RunConfig, folders: RunFolders, attempt: int, workers: int)
             resources_per_worker={"CPU": 1, "GPU": config.parallel.gpus_per_worker},
         ),
         torch_config=TorchConfig(timeout_s=int(config.parallel.collective_timeout_s)),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one of before V2
             name=f"attempt-{attempt}",
             storage_path=str(folders.run / "ray"),
             failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": config.parallel.environment_variables()},
         ),
     )
     try:

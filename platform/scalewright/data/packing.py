@@ -33,7 +33,9 @@ class DataConfig:
     `pack_tokens` bounds the visual and text tokens of a pack, which is what one worker holds in
     memory at once; `packs_per_step` is shared out over the workers, however many there are.
     `codec` and `text_encoder`: fingerprints that the folder must have been prepared with, as a
-    plan pins those of its sweep; left out, any will do whose sizes fit the model.
+    plan pins those of its sweep; left out, any will do whose sizes fit the model. `assumed_clips`:
+    sizes that a dry run takes for the clips where the folder is not there, such as "25x64x64+224"
+    for 25 latent frames of 64 x 64 with 224 text tokens, all equally frequent.
     """
 
     path: str = "data/shapes"
@@ -41,6 +43,7 @@ class DataConfig:
     packs_per_step: int = 4
     codec: str | None = None
     text_encoder: str | None = None
+    assumed_clips: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -50,9 +53,17 @@ class DataConfig:
                 raise ConfigError(f"data.{name} = {getattr(self, name)}; it must be at least 1")
 
 
-def legal_worlds(packs_per_step: int) -> list[int]:
-    """The numbers of workers that share a step evenly: the divisors of `packs_per_step`."""
-    return [world for world in range(1, packs_per_step + 1) if packs_per_step % world == 0]
+def legal_worlds(packs_per_step: int, shard_size: int | None = None) -> list[int]:
+    """The numbers of workers that share a step evenly: the divisors of `packs_per_step`.
+
+    With a `shard_size`, beyond it only its multiples: groups of workers that hold all weights.
+    """
+    return [
+        world
+        for world in range(1, packs_per_step + 1)
+        if packs_per_step % world == 0
+        and (shard_size is None or world <= shard_size or world % shard_size == 0)
+    ]
 
 
 def plan_epoch(clips: Sequence[ClipTokens], pack_tokens: int, seed: int, epoch: int) -> list[Pack]:

@@ -11,7 +11,7 @@ from scalewright.model.shape import (
     parameters,
 )
 from scalewright.train.hardware import worker_memory_bytes
-from scalewright.train.inputs import Inputs
+from scalewright.train.inputs import Work
 from scalewright.train.run import RunConfig
 
 # FLOPs differ between steps with the clips they hold; the mean over this many stands for all.
@@ -22,7 +22,7 @@ def memory_of(config: RunConfig, workers: int) -> MemoryEstimate:
     """Peak memory of one of `workers` workers."""
     return memory_estimate(
         config.model,
-        workers=workers,
+        workers=min(workers, config.parallel.shard_size or workers),
         packs_per_worker=config.data.packs_per_step // workers,
         pack_tokens=max(stage.data.pack_tokens for stage in config.settings()),
         compute_bytes=config.parallel.compute_bytes,
@@ -52,12 +52,12 @@ def check_memory(config: RunConfig, *, workers_run_here: bool) -> None:
         )
 
 
-def estimate(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+def estimate(config: RunConfig, work: Work) -> dict[str, Any]:
     """All that a dry run prints, as plain values with units in their names."""
     looked_at = range(min(config.steps, _STEPS_LOOKED_AT))
-    flops = sum(inputs.flops(step) for step in looked_at) / len(looked_at)
-    tokens = sum(inputs.visual_tokens(step) for step in looked_at) / len(looked_at)
-    clips = sum(len(inputs.clips(step)) for step in looked_at) / len(looked_at)
+    flops = sum(work.flops(step) for step in looked_at) / len(looked_at)
+    tokens = sum(work.visual_tokens(step) for step in looked_at) / len(looked_at)
+    clips = sum(len(work.clips(step)) for step in looked_at) / len(looked_at)
     run_tokens = tokens * config.steps
     blocks = block_parameters(config.model)
     return {
@@ -66,7 +66,7 @@ def estimate(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         "steps": config.steps,
         "clips_per_step": clips,
         "visual_tokens_per_step": tokens,
-        "pack_fill": inputs.stages[0].order.fill(),
+        "pack_fill": work.stages[0].order.fill(),
         "flops_per_step": flops,
         "run_visual_tokens": run_tokens,
         "run_flops": flops * config.steps,
@@ -78,7 +78,7 @@ def estimate(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
 def _worlds(config: RunConfig) -> list[int]:
     return [
         world
-        for world in legal_worlds(config.data.packs_per_step)
+        for world in legal_worlds(config.data.packs_per_step, config.parallel.shard_size)
         if config.parallel.min_workers <= world <= config.parallel.workers
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from scalewright.config import to_dict
+from scalewright.data.assumed import assumed_entries, matches
 from scalewright.data.catalogue import Catalogue, DataInfo, Split
 from scalewright.data.packing import LeftOut, PackOrder
 from scalewright.data.sample import Entry, Sample
@@ -30,25 +31,17 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """A data folder as one run sees it. `snapshot` pins the training clips and their codec."""
+class Work:
+    """The stages of a run and what each of its steps holds, over all ranks."""
 
-    info: DataInfo
-    snapshot: str
     stages: tuple[Stage, ...]
-    reader: ShardReader
-    catalogue: Catalogue
-
-    @cached_property
-    def null_text(self) -> Tensor:
-        return self.reader.null_text()
 
     def at(self, step: int) -> Stage:
         """The stage that a step belongs to."""
         return next(stage for stage in reversed(self.stages) if step >= stage.settings.begin)
 
     def clips(self, step: int) -> list[ClipTokens]:
-        """Tokens of every clip of the step, over all ranks."""
+        """Tokens of every clip of the step."""
         return self.at(step).order.tokens(step)
 
     def elements(self, step: int) -> int:
@@ -63,16 +56,30 @@ class Inputs:
         return sum(clip.visual + clip.text for clip in self.clips(step))
 
     def flops(self, step: int) -> int:
-        """Exact FLOPs of the step, forward and backward, over all ranks."""
+        """Exact FLOPs of the step, forward and backward."""
         return train_flops(self.at(step).settings.model, self.clips(step))
+
+    def without(self, left_out: Sequence[LeftOut]) -> "Work":
+        """The same, but for data that are left out."""
+        return Work(tuple(replace(s, order=s.order.without(left_out)) for s in self.stages))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A data folder as one run sees it. `snapshot` pins the training clips and their codec."""
+
+    info: DataInfo
+    snapshot: str
+    work: Work
+    reader: ShardReader
+    catalogue: Catalogue
+
+    @cached_property
+    def null_text(self) -> Tensor:
+        return self.reader.null_text()
 
     def read(self, entries: list[Entry]) -> list[Sample]:
         return [self.reader.read(entry) for entry in entries]
-
-    def without(self, left_out: Sequence[LeftOut]) -> "Inputs":
-        """The same, but for data that are left out."""
-        stages = [replace(s, order=s.order.without(left_out)) for s in self.stages]
-        return replace(self, stages=tuple(stages))
 
 
 def open_inputs(config: RunConfig, folder: Path) -> Inputs:
@@ -82,22 +89,41 @@ def open_inputs(config: RunConfig, folder: Path) -> Inputs:
     return Inputs(
         info=catalogue.info,
         snapshot=catalogue.snapshot("train"),
-        stages=tuple(_stage(config, settings, catalogue) for settings in config.settings()),
+        work=Work(tuple(_stage(config, settings, catalogue) for settings in config.settings())),
         reader=ShardReader(folder),
         catalogue=catalogue,
     )
 
 
+def assumed_work(config: RunConfig) -> Work:
+    """The work of a run whose data are not there, on clips of the sizes that the config assumes."""
+    entries = assumed_entries(config.data.assumed_clips)
+    stages = []
+    for settings in config.settings():
+        chosen = [entry for entry in entries if matches(settings.clips, entry)]
+        if not chosen:
+            raise ConfigError(
+                f"data.assumed_clips = {list(config.data.assumed_clips)} holds none for the stage "
+                f"from step {settings.begin}, which asks for {settings.clips}; add one"
+            )
+        stages.append(_planned(config, settings, chosen, []))
+    return Work(tuple(stages))
+
+
 def _stage(config: RunConfig, settings: Settings, catalogue: Catalogue) -> Stage:
     entries = _entries(catalogue, "train", settings, "run jobs/prepare.py on media")
-    validation = _entries(catalogue, "validation", settings, "prepare it with a --validation-share")
+    way_out = "prepare it with a --validation-share"
+    validation = _entries(catalogue, "validation", settings, way_out)
+    chosen = pick_validation(validation, config.log.validation_clips)
+    return _planned(config, settings, entries, chosen)
+
+
+def _planned(
+    config: RunConfig, settings: Settings, entries: list[Entry], validation: list[Entry]
+) -> Stage:
     clips = clip_tokens(settings.model, entries)
-    return Stage(
-        settings=settings,
-        clips=clips,
-        order=PackOrder(entries, clips, settings.data, config.seed, begin=settings.begin),
-        validation=pick_validation(validation, config.log.validation_clips),
-    )
+    order = PackOrder(entries, clips, settings.data, config.seed, begin=settings.begin)
+    return Stage(settings, clips, order, validation)
 
 
 def _entries(catalogue: Catalogue, split: Split, settings: Settings, way_out: str) -> list[Entry]:

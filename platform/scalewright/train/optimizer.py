@@ -2,7 +2,6 @@
 
 import fnmatch
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalewright.errors import ConfigError
-from scalewright.model.mup import ParamRule
+from scalewright.model.mup import ParamRule, optimizer_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +70,14 @@ def lr_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
 def build_optimizer(
     model: nn.Module, rules: dict[str, ParamRule], config: OptimizerConfig
 ) -> torch.optim.AdamW:
-    """AdamW with one group per pair of multipliers; groups carry `lr_mult` for `set_lr`."""
-    members: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            members[rules[name].lr_mult, rules[name].wd_mult].append(parameter)
-    groups = [
-        {
-            "params": parameters,
-            "lr": config.lr_peak * lr_mult,
-            "lr_mult": lr_mult,
-            "weight_decay": config.weight_decay * wd_mult,
-        }
-        for (lr_mult, wd_mult), parameters in sorted(members.items(), key=lambda item: item[0])
-    ]
+    """AdamW with one group per set of muP factors; groups carry `lr_mult` for `set_lr`."""
+    groups = optimizer_groups(
+        ((name, p) for name, p in model.named_parameters() if p.requires_grad),
+        rules,
+        lr=config.lr_peak,
+        weight_decay=config.weight_decay,
+        eps=config.eps,
+    )
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
 

@@ -19,7 +19,8 @@ class ParallelConfig:
 
     Weights and the optimizer are fp32 always; `compute` is the type of gathered weights and
     activations. `shard_size`: workers that share one copy of the weights, such as those of a node;
-    left out, all of them do. `activation_checkpointing` "full" keeps only the input of a block for
+    left out, all of them do. `environment` "NAME=value" is set in every worker, as for NCCL.
+    `activation_checkpointing` "full" keeps only the input of a block for
     its backward pass, "selective" also attention and half of its matrix products. `memory_gib`:
     memory of one worker; left out, the machine is asked.
     """
@@ -29,6 +30,7 @@ class ParallelConfig:
     gpus_per_worker: int = 0
     compute: Literal["float32", "bfloat16"] = "float32"
     shard_size: int | None = None
+    environment: tuple[str, ...] = ()
     activation_checkpointing: Recompute = "none"
     compile: bool = False
     memory_gib: float | None = None
@@ -47,6 +49,11 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel.gpus_per_worker = {self.gpus_per_worker}; a worker drives 0 or 1 GPU"
             )
+        for setting in self.environment:
+            if not setting.partition("=")[0].isidentifier() or "=" not in setting:
+                raise ConfigError(
+                    f"parallel.environment: {setting!r}; expected NAME=value, as in NCCL_DEBUG=WARN"
+                )
         if self.shard_size is not None and self.shard_size < 1:
             raise ConfigError(f"parallel.shard_size = {self.shard_size}; at least 1")
         if self.collective_timeout_s < 1:
@@ -55,6 +62,9 @@ class ParallelConfig:
             )
         if self.max_restarts < 0:
             raise ConfigError(f"parallel.max_restarts = {self.max_restarts}; at least 0")
+
+    def environment_variables(self) -> dict[str, str]:
+        return dict(setting.split("=", 1) for setting in self.environment)
 
     @property
     def compute_bytes(self) -> int:
@@ -157,7 +167,7 @@ class RunConfig:
             )
         check_stages(self.stages, self.steps)
         self.settings()  # of every stage, so that what cannot be is found at once
-        legal = legal_worlds(self.data.packs_per_step)
+        legal = legal_worlds(self.data.packs_per_step, self.parallel.shard_size)
         if not any(self.parallel.min_workers <= world <= self.parallel.workers for world in legal):
             raise ConfigError(
                 f"no legal batch split: data.packs_per_step = {self.data.packs_per_step} divides "

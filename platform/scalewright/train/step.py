@@ -54,7 +54,7 @@ class Counts:
 
 def take_step(training: Training, inputs: Inputs, data: StepData, watch: Watch) -> StepResult:
     """Noise this rank's clips of a step as the config says, and train on them."""
-    config, settings = training.config, inputs.at(data.step).settings
+    config, settings = training.config, inputs.work.at(data.step).settings
     packs = [
         training_pack(
             samples,
@@ -66,7 +66,7 @@ def take_step(training: Training, inputs: Inputs, data: StepData, watch: Watch) 
         ).to(training.world.device)
         for samples in data.packs
     ]
-    counts = Counts(inputs.elements(data.step), inputs.tokens(data.step))
+    counts = Counts(inputs.work.elements(data.step), inputs.work.tokens(data.step))
     return train_step(training, packs, step=data.step, counts=counts, watch=watch)
 
 

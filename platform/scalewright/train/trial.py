@@ -65,13 +65,13 @@ def steps_for_budget(inputs: Inputs, budget_flops: float) -> tuple[int, int]:
     """The number of steps whose exact FLOPs come nearest to the budget, and those FLOPs."""
     spent, step = 0, 0
     while True:
-        cost = inputs.flops(step)
+        cost = inputs.work.flops(step)
         if step and spent + cost / 2 > budget_flops:
             return step, spent
         if not step and cost > 2 * budget_flops:
             raise ConfigError(
                 f"budget {budget_flops:.3g} FLOPs is less than half a step ({cost:.3g} FLOPs) at "
-                f"width {inputs.stages[0].settings.model.width}; raise the budget or lower "
+                f"width {inputs.work.stages[0].settings.model.width}; raise the budget or lower "
                 "data.packs_per_step"
             )
         spent, step = spent + cost, step + 1
@@ -88,7 +88,7 @@ def run_trial(base: RunConfig, trial: Trial, data: Path) -> dict[str, Any]:
     steps, flops = steps_for_budget(inputs, trial.budget_flops)
     config = trial_config(base, trial, steps, share)
     outcome = _train(config, inputs)
-    tokens = sum(inputs.visual_tokens(step) for step in range(steps))
+    tokens = sum(inputs.work.visual_tokens(step) for step in range(steps))
     return {
         "schema_version": 1,
         "run": trial.key,
@@ -117,7 +117,12 @@ def _train(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     training = begin_training(config, current_world(torch.device("cpu")))
     losses: list[torch.Tensor] = []
     with Loader(
-        inputs.reader, inputs.stages[0].order, rank=0, world=1, start_step=0, stop_step=config.steps
+        inputs.reader,
+        inputs.work.stages[0].order,
+        rank=0,
+        world=1,
+        start_step=0,
+        stop_step=config.steps,
     ) as loader:
         for data in loader:
             losses.append(take_step(training, inputs, data, Watch()).loss)
@@ -133,7 +138,7 @@ def _final_losses(
 ) -> dict[str, float]:
     config = training.config
     validation = plan_validation(
-        inputs.read(inputs.stages[0].validation),
+        inputs.read(inputs.work.stages[0].validation),
         config.flow,
         config.model,
         config.data.pack_tokens,

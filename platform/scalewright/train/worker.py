@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,9 @@ class _Worker:
 
     def _train_from(self, start: int) -> Rewind | None:
         """Steps from `start` to the last, or until the guard wants to go back."""
-        self.inputs = self.inputs.without(self.left_out)
-        for stage in self.inputs.stages:
+        work = self.inputs.work.without(self.left_out)
+        self.inputs = replace(self.inputs, work=work)
+        for stage in self.inputs.work.stages:
             if start < stage.settings.end:
                 rewind = self._train_stage(stage, max(start, stage.settings.begin))
                 if rewind is not None:
@@ -202,9 +203,9 @@ class _Worker:
         result = take_step(self.training, self.inputs, data, watch)
         self.meter.add(
             result,
-            clips=len(self.inputs.clips(data.step)),
-            visual_tokens=self.inputs.visual_tokens(data.step),
-            flops=self.inputs.flops(data.step),
+            clips=len(self.inputs.work.clips(data.step)),
+            visual_tokens=self.inputs.work.visual_tokens(data.step),
+            flops=self.inputs.work.flops(data.step),
         )
 
     def _due(self, done: int, *every: int) -> bool:
@@ -214,7 +215,9 @@ class _Worker:
         """Tell of the steps since the last report, and whether the run must go back."""
         lr = lr_at(done - 1, self.config.steps, self.config.optimizer)
         report = self.meter.report(done, lr=lr, wait_s=wait_s)
-        metrics = report.metrics | {"data/epoch": self.inputs.at(done - 1).order.epoch_of(done)}
+        metrics = report.metrics | {
+            "data/epoch": self.inputs.work.at(done - 1).order.epoch_of(done)
+        }
         if self.events is not None:
             self.events.metrics(done, metrics)
         for skip in report.skips:
@@ -287,7 +290,9 @@ class _Worker:
         )
 
     def _plan_samples(self) -> SampleSet:
-        chosen = sample_entries(self.inputs.stages[-1].validation, self.config.log.sample_clips)
+        chosen = sample_entries(
+            self.inputs.work.stages[-1].validation, self.config.log.sample_clips
+        )
         codec = codec_for(self.inputs.info.codec, self.place.codec_weights)
         return sample_set(self.inputs.read(chosen), self.inputs.null_text, codec, self.config.seed)
 
