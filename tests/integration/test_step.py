@@ -252,7 +252,9 @@ def test_stages_train_alike_on_one_and_two_ranks(data_folder: Path, tmp_path: Pa
         assert _series(two, name) == pytest.approx(_series(one, name), abs=1e-5), name
     inputs = open_inputs(config, data_folder)
     assert all(len(pack) for step in (4, 5) for pack in inputs.work.at(step).order.packs(step))
-    kinds = [{e.is_video for p in inputs.work.at(s).order.packs(s) for e in p} for s in (0, 4, 5, 11)]
+    kinds = [
+        {e.is_video for p in inputs.work.at(s).order.packs(s) for e in p} for s in (0, 4, 5, 11)
+    ]
     assert kinds == [{False}, {False}, {True}, {True}]
 
 
