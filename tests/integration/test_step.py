@@ -12,7 +12,7 @@ from ranks import CPU, run_ranks, small, train_on
 from torch import Tensor
 
 from scalewright.data.sample import Sample
-from scalewright.errors import DataError
+from scalewright.errors import ConfigError, DataError
 from scalewright.events import EVENTS_FILE, Metrics, Notice, read_events
 from scalewright.model.mup import meta_model
 from scalewright.model.statistics import Watch, noise_bins
@@ -261,4 +261,10 @@ def test_stages_train_alike_on_one_and_two_ranks(data_folder: Path, tmp_path: Pa
 def test_a_stage_without_clips_is_named(data_folder: Path) -> None:
     config = small("stages=[{clips = {min_latent_area = 10000}}]")
     with pytest.raises(DataError, match="no train clip for the stage from step 0, which asks for"):
+        open_inputs(config, data_folder)
+
+
+def test_scores_that_no_clip_has_are_named(data_folder: Path) -> None:
+    config = small("model.scores=['motion']")
+    with pytest.raises(ConfigError, match="model.scores names motion, which no clip has"):
         open_inputs(config, data_folder)

@@ -98,6 +98,7 @@ def open_inputs(config: RunConfig, folder: Path) -> Inputs:
 def assumed_work(config: RunConfig) -> Work:
     """The work of a run whose data are not there, on clips of the sizes that the config assumes."""
     entries = assumed_entries(config.data.assumed_clips)
+    entries = [replace(entry, scores=dict.fromkeys(config.model.scores, 0.5)) for entry in entries]
     stages = []
     for settings in config.settings():
         chosen = [entry for entry in entries if matches(settings.clips, entry)]
@@ -121,6 +122,7 @@ def _stage(config: RunConfig, settings: Settings, catalogue: Catalogue) -> Stage
 def _planned(
     config: RunConfig, settings: Settings, entries: list[Entry], validation: list[Entry]
 ) -> Stage:
+    _check_scores(settings.model, entries)
     clips = clip_tokens(settings.model, entries)
     order = PackOrder(entries, clips, settings.data, config.seed, begin=settings.begin)
     return Stage(settings, clips, order, validation)
@@ -137,6 +139,17 @@ def _entries(catalogue: Catalogue, split: Split, settings: Settings, way_out: st
         )
     kind = "training" if split == "train" else split
     raise DataError(f"{catalogue.path}: no {kind} clip in the catalogue; {way_out}")
+
+
+def _check_scores(model: ModelConfig, entries: list[Entry]) -> None:
+    """A score that no clip has would be a condition that the model never sees."""
+    there = {name for entry in entries for name in entry.scores}
+    unknown = [name for name in model.scores if name not in there]
+    if unknown:
+        raise ConfigError(
+            f"model.scores names {', '.join(unknown)}, which no clip has; there are: "
+            f"{', '.join(sorted(there)) or 'none'}. Prepare with --scores, or leave them out"
+        )
 
 
 def clip_tokens(model: ModelConfig, entries: list[Entry]) -> list[ClipTokens]:
