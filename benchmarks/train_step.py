@@ -4,8 +4,8 @@
     benchmarks/train_step.py > benchmarks/train_step-MACHINE.md                        # one GPU
     benchmarks/train_step.py --small > benchmarks/train_step-2-cores.md                # a CPU
 
-Model FLOP utilisation is by the exact formula of model/shape.py (recomputation not counted) against
-Model FLOP utilisation is by the exact formula of model/shape.py, without recomputation, against
+Model FLOP utilisation is by the exact formula of model/shape.py, without recomputation, against the
+peak of the device. Steps are the run's own (`train_step`: noise levels, packs, FSDP of one rank,
 guard, fused AdamW), on random latents of stated sizes. What costs extra is timed in pairs: a plain
 step and the other one after it, many times; the table has the median of the differences with its
 90% interval, spread over the steps between two of them.

@@ -266,5 +266,5 @@ def test_a_stage_without_clips_is_named(data_folder: Path) -> None:
 
 def test_scores_that_no_clip_has_are_named(data_folder: Path) -> None:
     config = small("model.scores=['motion']")
-    with pytest.raises(ConfigError, match="model.scores names motion, which no clip has"):
+    with pytest.raises(ConfigError, match=r"model\.scores names motion, which no clip has"):
         open_inputs(config, data_folder)
