@@ -3,8 +3,8 @@
 
     benchmarks/packing.py > benchmarks/packing-MACHINE.md
 
-The clips are a stated mix of pictures and videos (latent sizes below, equally frequent). Packs are
-clips end to end. A padded batch holds as many clips as fit when each is as long as the longest of the
+Clips are a stated mix of pictures and videos (latent sizes below, equally frequent). Packs are clips
+end to end. A padded batch holds as many clips as fit when each is as long as the longest of the
 batch; its padding is attended to like any token, as where a batch has one length and no mask, and
 costs the same in every layer. Both run the same model, forward and backward, in turns; the ratio is
 that of their medians. A second padded row sorts clips by length first, as buckets do.
@@ -68,10 +68,8 @@ def main(rounds: int) -> None:
         for name, batches in ways.items():
             seconds[name].append(sum(timed(model, b.packed.to(device), dtype) for b in batches))
     where = torch.cuda.get_device_name() if cuda else platform.machine()
-    print(
-        f"# Packs against padded batches\n\n{where}, torch {torch.__version__}; width {config.width}"
-    )
-    print(f"and depth {config.depth}; latents {', '.join(mix)}; {tokens} tokens a pass\n")
+    print(f"# Packs against padded batches\n\n{where}, torch {torch.__version__}")
+    print(f"width {config.width}, depth {config.depth}, {tokens} tokens a pass; {', '.join(mix)}\n")
     print("| way | passes | tokens that are no padding | clips/s | packs are faster by |")
     print("|---|---|---|---|---|")
     rates = {n: sum(b.clips for b in ways[n]) / np.median(s[1:]) for n, s in seconds.items()}

@@ -84,6 +84,7 @@ Examples:
     show_default=True,
     help="Times the training's shift of noise levels; above 1, more steps at high noise.",
 )
+@click.option("--stage", default=-1, help="Stage of the run whose attention to take [the last].")
 @click.option(
     "--weights",
     type=click.Choice(("average", "last")),
@@ -127,6 +128,7 @@ def main(
     first_frame: Path | None,
     scores: tuple[str, ...],
     shift_scale: float,
+    stage: int,
     weights: str,
     ranks: int | None,
     device: DeviceType | None,
@@ -145,6 +147,7 @@ def main(
     stem = output_stem(out, frames)
     path, manifest = find_checkpoint(source.resolve())
     config = merge(RunConfig(), manifest.run["config"], where=str(path / MANIFEST))
+    config = config.at_stage(stage)
     given = None if first_frame is None else read_frame(first_frame)
     geometry = Geometry.of(config.model)
     height, width = geometry.size(size, aspect, given)

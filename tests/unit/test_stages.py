@@ -43,6 +43,16 @@ def test_a_stage_changes_what_it_names_and_nothing_else() -> None:
     assert large.flow == replace(config.flow, shift_tokens=128)
 
 
+def test_a_run_at_a_stage_is_a_run_of_that_stage_alone() -> None:
+    config = staged()
+    last = config.at_stage(-1)
+    assert last.stages == ()
+    assert last.model.attention == "local_global"
+    assert last == config.at_stage(2)
+    with pytest.raises(ConfigError, match="stage 3; the run has 3, counted from 0"):
+        config.at_stage(3)
+
+
 def test_stages_survive_the_way_through_toml() -> None:
     assert merge(demo(), to_dict(staged()), where="a file") == staged()
 

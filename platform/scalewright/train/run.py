@@ -1,6 +1,6 @@
 """Everything one training run is told: the config tree, and the checks that need no data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from scalewright.data.packing import DataConfig, legal_worlds
@@ -174,6 +174,14 @@ class RunConfig:
                 f"among {legal} workers, not among parallel.min_workers = "
                 f"{self.parallel.min_workers} to parallel.workers = {self.parallel.workers}"
             )
+
+    def at_stage(self, index: int) -> "RunConfig":
+        """The run as if it were one of its stages, counted from 0, or from the last with -1."""
+        settings = self.settings()
+        if not -len(settings) <= index < len(settings):
+            raise ConfigError(f"stage {index}; the run has {len(settings)}, counted from 0")
+        one = settings[index]
+        return replace(self, stages=(), model=one.model, data=one.data, flow=one.flow)
 
     def settings(self) -> list[Settings]:
         """The stages of the run, in order, each with all of its settings."""

@@ -32,6 +32,7 @@ from scalewright.train.inputs import Stage, check_same_run, identity, open_input
 from scalewright.train.meter import Meter
 from scalewright.train.optimizer import lr_at
 from scalewright.train.parallel import World, current_world
+from scalewright.train.quality import SlicedWasserstein
 from scalewright.train.run import RunConfig
 from scalewright.train.samples import SampleSet, sample_set, write_frames
 from scalewright.train.step import take_step
@@ -245,13 +246,20 @@ class _Worker:
         self.meter.restart()
 
     def _draw(self, done: int) -> None:
+        """Samples under the settings of the last stage, and how they compare with real clips."""
         if not self.samples.prompts:
             return
         with self._averaged():
             latents = self.samples.draw(
-                self.training.model, self.config, self.world.device, self.training.autocast
+                self.training.model,
+                self.config.at_stage(-1),
+                self.world.device,
+                self.training.autocast,
+                self.world,
             )
         if self.events is not None:
+            quality = self.samples.quality(latents, [SlicedWasserstein()])
+            self.events.metrics(done, {f"eval/{name}": value for name, value in quality.items()})
             for index, latent in enumerate(latents):
                 stem = self.place.folder / "samples" / f"step-{done:08d}-{index}"
                 frames = self.samples.codec.decode(latent).clamp(-1, 1)
