@@ -1,27 +1,15 @@
 """`ray job submit` to a real head that knows nothing of this tree but what is submitted."""
 
-import contextlib
 import json
-import os
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
-from commands import ROOT, SMALL, wait_for
+from clusters import Head, ray_head
+from commands import ROOT, SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 # Appended to a module of the submitted tree: every process that imports it leaves its path.
 WITNESS = """
@@ -30,94 +18,10 @@ with open(os.path.join(os.environ["SCALEWRIGHT_HOME"], "imported"), "a") as witn
 """
 
 
-@dataclass(frozen=True)
-class Head:
-    """A Ray head of its own ports and folder, started in the root of the tree."""
-
-    address: str
-    folder: Path
-    environment: dict[str, str]
-
-    def submit(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*RAY, "job", "submit", *arguments],
-            cwd=cwd,
-            env=self.environment | {"RAY_API_SERVER_ADDRESS": self.address},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as open_sockets:
-        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def end(leader: subprocess.Popen[str]) -> None:
-    """End one Ray head and all that it started, and no other: `ray stop` would end every Ray."""
-    family = psutil.Process(leader.pid).children(recursive=True)
-    leader.terminate()  # alone: it ends its children in order
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        leader.wait(timeout=30)
-    for process in (*family, leader):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    leader.communicate()
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # Ray puts sockets into its folder, and their paths are limited to 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
-    ports = dict(
-        zip(
-            ("--port", "--dashboard-port", "--dashboard-agent-listen-port",
-             "--dashboard-agent-grpc-port", "--metrics-export-port", "--ray-client-server-port"),
-            free_ports(6),
-            strict=True,
-        )
-    )  # fmt: skip
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = clean | {
-        "HOME": str(folder),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "RAY_AUTH_MODE": "token",  # a head listens on every interface of the machine
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    options = [f"{name}={port}" for name, port in ports.items()]
-    leader = subprocess.Popen(
-        [*RAY, "start", "--head", "--block", "--num-cpus=2",
-         f"--temp-dir={folder}/ray", *options],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        address = f"http://127.0.0.1:{ports['--dashboard-port']}"
-        wait_for(lambda: answers(f"{address}/api/version"), leader, limit_s=60)
-        yield Head(address, folder, environment)
-    finally:
-        end(leader)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_head(num_cpus=2) as head:
+        yield head
 
 
 def copy_of_the_tree(folder: Path) -> Path:

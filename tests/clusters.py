@@ -1,0 +1,147 @@
+"""Ray clusters of their own: ports, folder, token; ended by the processes that were started."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from commands import ROOT, wait_for
+
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head of its own ports and folder, started in the root of the tree.
+
+    `address` is the dashboard's, `gcs` that which drivers and nodes join.
+    """
+
+    address: str
+    gcs: str
+    folder: Path
+    environment: dict[str, str]
+
+    def submit(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*RAY, "job", "submit", *arguments],
+            cwd=cwd,
+            env=self.environment | {"RAY_API_SERVER_ADDRESS": self.address},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+
+@contextlib.contextmanager
+def ray_head(num_cpus: int) -> Iterator[Head]:
+    """A head with so many CPUs; all that it started is gone afterwards."""
+    # Ray puts sockets into its folder, and their paths are limited to 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
+    ports = dict(
+        zip(
+            ("--port", "--dashboard-port", "--dashboard-agent-listen-port",
+             "--dashboard-agent-grpc-port", "--metrics-export-port", "--ray-client-server-port"),
+            free_ports(6),
+            strict=True,
+        )
+    )  # fmt: skip
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = clean | {
+        "HOME": str(folder),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_AUTH_MODE": "token",  # a head listens on every interface of the machine
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    options = [f"{name}={port}" for name, port in ports.items()]
+    leader = _start(
+        ["--head", f"--num-cpus={num_cpus}", f"--temp-dir={folder}/ray", *options], environment
+    )
+    try:
+        address = f"http://127.0.0.1:{ports['--dashboard-port']}"
+        wait_for(lambda: _answers(f"{address}/api/version"), leader, limit_s=60)
+        yield Head(address, f"127.0.0.1:{ports['--port']}", folder, environment)
+    finally:
+        _end(leader)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_node(head: Head, num_cpus: int) -> Iterator[None]:
+    """Another raylet that has joined the head."""
+    names = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port",
+             "--metrics-export-port", "--node-manager-port", "--object-manager-port")  # fmt: skip
+    options = [f"{n}={port}" for n, port in zip(names, free_ports(len(names)), strict=True)]
+    node = _start([f"--address={head.gcs}", f"--num-cpus={num_cpus}", *options], head.environment)
+    try:
+        wait_for(lambda: _nodes(head) == 2, node, limit_s=60)
+        yield
+    finally:
+        _end(node)
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as open_sockets:
+        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*RAY, "start", "--block", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _nodes(head: Head) -> int:
+    asked = "import ray; ray.init(log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        env=head.environment | {"RAY_ADDRESS": head.gcs},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = done.stdout.split()
+    return int(lines[-1]) if done.returncode == 0 and lines else 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _end(leader: subprocess.Popen[str]) -> None:
+    """End one Ray head or node and all that it started: `ray stop` would end every Ray."""
+    family = psutil.Process(leader.pid).children(recursive=True)
+    leader.terminate()  # alone: it ends its children in order
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        leader.wait(timeout=30)
+    for process in (*family, leader):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    leader.communicate()
