@@ -3,11 +3,11 @@
 
     benchmarks/packing.py > benchmarks/packing-MACHINE.md
 
-Clips are a stated mix of pictures and videos (latent sizes below, equally frequent). Packs are clips
-end to end. A padded batch holds as many clips as fit when each is as long as the longest of the
-batch; its padding is attended to like any token, as where a batch has one length and no mask, and
-costs the same in every layer. Both run the same model, forward and backward, in turns; the ratio is
-that of their medians. A second padded row sorts clips by length first, as buckets do.
+Clips are a stated mix of pictures and videos (latent sizes below, equally frequent). Packs are
+clips end to end. A padded batch holds as many clips as fit when each is as long as the longest of
+the batch; its padding is attended to like any token, as where a batch has one length and no mask,
+and costs the same in every layer. Both run the same model, forward and backward, in turns; the
+ratio is that of their medians. A second padded row sorts clips by length first, as buckets do.
 """
 
 import sys
