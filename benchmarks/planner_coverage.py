@@ -19,7 +19,9 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import click
@@ -60,14 +62,16 @@ CASES = {"kling": Case(KLING.surface, 4.0, 1.0), "asymmetric": Case(ASYMMETRIC, 
 @click.option("--json", "as_json", is_flag=True, help="Shares as JSON instead of a table.")
 def main(sweeps: int, resamples: int, as_json: bool) -> None:
     """Print the share of intervals that hold the truth."""
-    shares = {name: coverage(case, sweeps, resamples) for name, case in CASES.items()}
+    with ProcessPoolExecutor() as pool:
+        found = pool.map(partial(coverage, sweeps=sweeps, resamples=resamples), CASES.values())
+        shares = dict(zip(CASES, found, strict=True))
     if as_json:
         print(json.dumps(shares))
         return
     print(f"# Planner: coverage of 90% intervals over {sweeps} simulated sweeps\n")
     print("| surface | interval | covers | mean error | mean half-width |\n|---|---|---|---|---|")
-    for name, found in shares.items():
-        for what, row in found.items():
+    for name, rows in shares.items():
+        for what, row in rows.items():
             error = "" if row["error"] is None else f"{row['error']:+.4f}"
             print(f"| {name} | {what} | {row['covers']:.1%} | {error} | {row['half_width']:.4f} |")
 

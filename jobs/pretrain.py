@@ -244,10 +244,14 @@ def narrate(events: Sequence[Event], steps: int) -> None:
 
 
 def metrics_line(event: Metrics, steps: int) -> str:
-    """A progress line: the training metrics, or whatever else was measured at this step."""
+    """A progress line: the training metrics, or what else was measured at this step.
+
+    Splits by level or octave, whose names end in a number, are left to the log and MLflow.
+    """
     values = event.values
     if "loss/train" not in values:
-        parts = [f"{name} {value:.4f}" for name, value in values.items()]
+        whole = (name for name in values if not name.rpartition("_")[2].isdigit())
+        parts = [f"{name} {values[name]:.4f}" for name in whole]
     else:
         parts = [
             f"loss {values['loss/train']:.4f}",

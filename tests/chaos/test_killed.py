@@ -18,7 +18,8 @@ from scalewright.train.checkpoint import committed, load_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
 
-STEPS = "steps=120"
+# Long enough to be interrupted, with nothing beside its steps and checkpoints.
+LONG = ("steps=80", "log.validate_every_steps=80", "log.sample_clips=0")
 
 
 def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -41,13 +42,13 @@ def notices(folder: Path, kind: str) -> list[Notice]:
 @pytest.fixture(scope="module")
 def uninterrupted(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run on two plain processes that nothing disturbs."""
-    return train_on(2, small(STEPS), tmp_path_factory.mktemp("calm"), data_folder)
+    return train_on(2, small(*LONG), tmp_path_factory.mktemp("calm"), data_folder)
 
 
 def test_a_killed_worker_changes_nothing_but_time(
     data_folder: Path, tmp_path: Path, uninterrupted: Path
 ) -> None:
-    settings = (*SMALL, STEPS, f"data.path={data_folder}", "name=killed", "log.sample_clips=0")
+    settings = (*SMALL, *LONG, f"data.path={data_folder}", "name=killed")
     driver = start(tmp_path, "pretrain", *settings)
     folder = tmp_path / "runs" / "killed"
     wait_for(lambda: len(committed(folder / "checkpoints")) >= 2, driver, 120)
@@ -59,7 +60,7 @@ def test_a_killed_worker_changes_nothing_but_time(
     (failed,) = notices(folder, "attempt_failed")
     assert failed.fields["cause"] == "process"
     resumed = notices(folder, "attempt")[1].fields["start_step"]
-    assert 0 < resumed < 120
+    assert 0 < resumed < 80
     calm, shaken = weights(uninterrupted), weights(folder)
     assert all(torch.equal(calm[name], shaken[name]) for name in calm)
 
@@ -67,7 +68,7 @@ def test_a_killed_worker_changes_nothing_but_time(
 def test_ctrl_c_leaves_a_run_that_goes_on(
     data_folder: Path, tmp_path: Path, uninterrupted: Path
 ) -> None:
-    settings = (*SMALL, STEPS, f"data.path={data_folder}", "name=stopped", "log.sample_clips=0")
+    settings = (*SMALL, *LONG, f"data.path={data_folder}", "name=stopped")
     driver = start(tmp_path, "pretrain", *settings)
     folder = tmp_path / "runs" / "stopped"
     wait_for(lambda: len(committed(folder / "checkpoints")) >= 1, driver, 120)

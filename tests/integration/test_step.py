@@ -47,8 +47,8 @@ def watched(*assignments: str) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def alone(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    return told(train_on(0, watched(), tmp_path_factory.mktemp("alone"), data_folder))
+def alone(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_on(0, watched(), tmp_path_factory.mktemp("alone"), data_folder)
 
 
 @pytest.mark.parametrize(
@@ -59,40 +59,35 @@ def alone(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         (2, []),
         (4, ["parallel.workers=4", "parallel.shard_size=2"]),
     ],
+    ids=["full", "selective", "two ranks", "two by two"],
 )
-def test_statistics_are_the_same_everywhere(
-    alone: dict[str, float], world: int, assignments: list[str], data_folder: Path, tmp_path: Path
+def test_a_step_and_its_statistics_are_the_same_everywhere(
+    alone: Path, world: int, assignments: list[str], data_folder: Path, tmp_path: Path
 ) -> None:
-    found = told(train_on(world, watched(*assignments), tmp_path, data_folder))
-    assert found.keys() == alone.keys()
+    folder = train_on(world, watched(*assignments), tmp_path, data_folder)
+    for name in ("loss/train", "grad/norm", "eval/loss_all", "optim/weight_norm"):
+        assert series(folder, name) == pytest.approx(series(alone, name), abs=1e-5), name
+    expected, found = told(alone), told(folder)
+    assert found.keys() == expected.keys()
     for name, value in found.items():
-        assert value == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
+        assert value == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
 
 
-def test_statistics_speak_of_every_block_site_noise_level_and_kind(
-    alone: dict[str, float],
-) -> None:
-    assert {"attention/block_01/logit_max_above", "attention/gain_bound"} <= alone.keys()
+def test_statistics_speak_of_every_block_site_noise_level_and_kind(alone: Path) -> None:
+    values = told(alone)
+    assert {"attention/block_01/logit_max_above", "attention/gain_bound"} <= values.keys()
     for site in ("residual", "attention", "feed_forward", "attention_gate", "feed_forward_gate"):
         for place in ("block_00", "block_01", "noise_1"):
             for measure in ("min", "max", "norm", "rms"):
-                assert f"activation/{site}/{place}/{measure}" in alone
+                assert f"activation/{site}/{place}/{measure}" in values
     for norm in ("weight_norm", "gradient_norm", "update_norm", "update_ratio"):
-        assert alone[f"parameters/blocks.qkv.weight/{norm}"] > 0
-    above = alone["attention/block_00/logit_max_above"]
-    assert alone["attention/block_00/logit_max_below"] <= above
-    assert alone["attention/block_00/logit_max_below"] <= alone["attention/gain_bound"]
+        assert values[f"parameters/blocks.qkv.weight/{norm}"] > 0
+    above = values["attention/block_00/logit_max_above"]
+    assert values["attention/block_00/logit_max_below"] <= above
+    assert values["attention/block_00/logit_max_below"] <= values["attention/gain_bound"]
 
 
-def test_a_hybrid_of_two_by_two_trains_like_one(data_folder: Path, tmp_path: Path) -> None:
-    one = train_on(0, small(), tmp_path / "one", data_folder)
-    config = small("parallel.workers=4", "parallel.shard_size=2")
-    four = train_on(4, config, tmp_path / "four", data_folder)
-    for name in ("loss/train", "grad/norm", "eval/loss_all", "optim/weight_norm"):
-        assert _series(four, name) == pytest.approx(_series(one, name), abs=1e-5), name
-
-
-def _series(folder: Path, name: str) -> list[float]:
+def series(folder: Path, name: str) -> list[float]:
     events, _ = read_events(folder / EVENTS_FILE, 0, max_bytes=1 << 24)
     return [e.values[name] for e in events if isinstance(e, Metrics) and name in e.values]
 
@@ -249,7 +244,7 @@ def test_stages_train_alike_on_one_and_two_ranks(data_folder: Path, tmp_path: Pa
     one = train_on(0, config, tmp_path / "one", data_folder)
     two = train_on(2, config, tmp_path / "two", data_folder)
     for name in ("loss/train", "grad/norm", "eval/loss_all"):
-        assert _series(two, name) == pytest.approx(_series(one, name), abs=1e-5), name
+        assert series(two, name) == pytest.approx(series(one, name), abs=1e-5), name
     inputs = open_inputs(config, data_folder)
     assert all(len(pack) for step in (4, 5) for pack in inputs.work.at(step).order.packs(step))
     kinds = [

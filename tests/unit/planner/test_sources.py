@@ -103,7 +103,7 @@ def test_a_packed_table_reads_the_same_and_its_hash_is_of_the_file(tmp_path: Pat
         ("t.csv", b"a,b\n", "holds no rows"),
         ("t.csv", b"a,b,a\n1,2,3\n", "names a twice"),
         ("t.csv", b"a\n\xff\n", "not UTF-8"),
-        ("t.csv.gz", gzip.compress(b"a\n1\n")[:-4], "not a whole gzip file"),
+        ("t.csv.gz", gzip.compress(b"a\n1\n", mtime=0)[:-4], "not a whole gzip file"),
         ("t.csv.gz", b"a\n1\n", "not a whole gzip file"),
         ("t.jsonl", b"\n \n", "holds no rows"),
         ("t.parquet", b"PAR1", "not a Parquet table"),
