@@ -56,10 +56,10 @@ def alone(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (0, ["parallel.activation_checkpointing=full"]),
         (0, ["parallel.activation_checkpointing=selective"]),
-        (2, []),
+        (2, ["parallel.activation_checkpointing=selective", "parallel.compile=true"]),
         (4, ["parallel.workers=4", "parallel.shard_size=2"]),
     ],
-    ids=["full", "selective", "two ranks", "two by two"],
+    ids=["full", "selective", "compiled on two ranks", "two by two"],
 )
 def test_a_step_and_its_statistics_are_the_same_everywhere(
     alone: Path, world: int, assignments: list[str], data_folder: Path, tmp_path: Path

@@ -34,12 +34,25 @@ def test_the_limit_is_so_many_deviations_over_the_last_accepted_steps(
 ) -> None:
     memory = Memory(GuardConfig(window_steps=16, after_steps=8, sigmas=6.0), CPU)
     taken = [loss for loss in losses if not judge(memory, loss)]
-    recent = np.array(taken[-16:])
+    recent = np.log(taken[-16:])
     mean, sd = recent.mean(), recent.std(ddof=1)
     limits = memory.limits()
-    assert limits[0].item() == pytest.approx(mean + 6 * sd, rel=1e-9, abs=1e-9)
-    loss = mean + deviations * sd + 1e-6 * np.sign(deviations)
+    assert limits[0].item() == pytest.approx(np.exp(mean + 6 * sd), rel=1e-9)
+    loss = np.exp(mean + deviations * sd + 1e-6 * np.sign(deviations))
     assert judge(memory, loss) is bool(loss > limits[0].item())
+
+
+def test_norms_of_a_heavy_tail_are_not_taken_for_broken_steps() -> None:
+    norms = np.random.default_rng(0).lognormal(sigma=0.7, size=4000)
+    memory = Memory(GuardConfig(), CPU)
+    assert not any(judge(memory, 1.0, norm) for norm in norms)
+    assert judge(memory, 1.0, 1e4)
+
+
+def test_a_gradient_of_zero_is_a_number_like_others() -> None:
+    memory = Memory(SMALL, CPU)
+    assert not any(judge(memory, 1.0, 0.0) for _ in range(20))
+    assert memory.limits().isfinite().all()
 
 
 def test_a_skipped_step_is_not_remembered_and_either_number_is_enough() -> None:

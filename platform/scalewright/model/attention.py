@@ -10,13 +10,15 @@ logit, lse - ln(keys) <= max <= lse.
 """
 
 import importlib.util
-import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from scalewright.model import segment_operator
+from scalewright.model.segment_operator import log_sum_exp
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,16 @@ def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, want_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled-dot-product attention, one call a segment; runs everywhere, in every precision."""
+    if torch.compiler.is_compiling():
+        out, lse = segment_operator.attend(q, k, v, segments.cu_seqlens, want_lse)
+        return out, lse if want_lse else None
     parts, sums = [], []
     for part in zip(*(x.split(segments.lengths) for x in (q, k, v)), strict=True):
         query, key, value = (x.transpose(0, 1)[None] for x in part)
         parts.append(scaled_dot_product_attention(query, key, value)[0].transpose(0, 1))
         if want_lse:
-            sums.append(_lse(query[0], key[0]).transpose(0, 1))
+            sums.append(log_sum_exp(query[0], key[0]).transpose(0, 1))
     return torch.cat(parts), torch.cat(sums) if want_lse else None
-
-
-@torch.no_grad()
-def _lse(query: Tensor, key: Tensor) -> Tensor:
-    """(heads, n, head_dim) each -> (heads, n), by way of the whole matrix of logits."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    logits = query.to(wide) @ key.to(wide).transpose(1, 2) / math.sqrt(query.shape[-1])
-    return logits.logsumexp(-1)
 
 
 def torch_varlen_attention(

@@ -90,7 +90,8 @@ class Block(nn.Module):
         """One pass; `layout` says which tokens attend to each other."""
         time = context.time
         table = torch.cat((self.visual_modulation(time), self.text_modulation(time)))
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table[context.rows].chunk(6, dim=-1)
+        chosen = table.index_select(0, context.rows)
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = chosen.chunk(6, dim=-1)
         attended, lse = self._attend(
             _modulate(self.attention_norm(x_ND), shift_a, scale_a), context, layout
         )
@@ -144,7 +145,7 @@ class MMDiT(nn.Module):
         tokens = torch.cat(
             (self.visual_in(batch.visual.to(dtype)), self.text_in(batch.text.to(dtype)))
         )
-        x_ND = tokens[batch.joint_order]
+        x_ND = tokens.index_select(0, batch.joint_order)
         layouts = batch.groupings or (batch.segments,)
         seen = []
         for index, block in enumerate(self.blocks):
@@ -153,9 +154,9 @@ class MMDiT(nn.Module):
         return Prediction(self._velocity(x_ND, context.time, batch), tuple(seen))
 
     def _velocity(self, x_ND: Tensor, time: Tensor, batch: PackedBatch) -> Tensor:
-        x_ND = x_ND[batch.visual_places]
+        x_ND = x_ND.index_select(0, batch.visual_places)
         rows = batch.modulation_rows[batch.visual_places]
-        shift, scale = self.final_modulation(time)[rows].chunk(2, dim=-1)
+        shift, scale = self.final_modulation(time).index_select(0, rows).chunk(2, dim=-1)
         x_ND = _modulate(self.final_norm(x_ND), shift, scale)
         return self.visual_out(x_ND) * self.output_multiplier
 

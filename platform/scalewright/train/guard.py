@@ -1,8 +1,10 @@
 """Which steps are skipped and when a run goes back: decisions from numbers that all ranks share.
 
-A step whose loss or gradient norm is not finite, or lies above mean + `sigmas` standard deviations
-of the accepted steps before it, is skipped (the rule of OLMo-core's SkipStepOptimizer). It is
-decided on the device, so that no step waits for the host. Where skips pile up the run goes back to
+A step whose loss or gradient norm is not finite, or whose logarithm lies above mean + `sigmas`
+standard deviations of those of the accepted steps before it, is skipped. (OLMo-core's
+SkipStepOptimizer compares the numbers themselves. Gradient norms of small batches are spread like a
+log-normal, where that skips steps of every few hundred, always the hard ones.) It is decided on the
+device, so that no step waits for the host. Where skips pile up the run goes back to
 a checkpoint before the first of them, and the data around it are left out (PaLM, arXiv 2204.02311,
 section 5.1).
 """
@@ -21,13 +23,14 @@ from scalewright.data.packing import LeftOut, data_step
 from scalewright.errors import ConfigError, DivergedError
 
 LEFT_OUT = "left_out.json"
+_TINY = 1e-30  # of which a logarithm is taken in place of zero's
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
     """When a step is skipped, and when the run goes back.
 
-    `sigmas` above the mean of the last `window_steps` accepted steps, once there are
+    `sigmas` above the mean logarithm of the last `window_steps` accepted steps, once there are
     `after_steps`. `rewind_skips` skips within `rewind_window_steps` make the run go back, at most
     `rewinds` times, to a checkpoint at least `margin_steps` before the first of them; the data of
     `leave_out_steps` steps from `margin_steps` before it are left out.
@@ -81,9 +84,10 @@ class Memory:
         """Loss and gradient norm (2,) above which a step is skipped; infinite at the beginning."""
         count = self.accepted.clamp(max=len(self.kept))
         filled = (torch.arange(len(self.kept), device=self.kept.device) < count)[:, None]
-        mean = (self.kept * filled).sum(0) / count.clamp(min=1)
-        spread = ((self.kept - mean).square() * filled).sum(0) / (count - 1).clamp(min=1)
-        limits = mean + self._config.sigmas * spread.sqrt()
+        logs = self.kept.clamp(min=_TINY).log()
+        mean = (logs * filled).sum(0) / count.clamp(min=1)
+        spread = ((logs - mean).square() * filled).sum(0) / (count - 1).clamp(min=1)
+        limits = (mean + self._config.sigmas * spread.sqrt()).exp()
         return torch.where(count >= self._config.after_steps, limits, torch.inf)
 
     def judge(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,8 @@ def choose_runner(block: Block, config: ParallelConfig) -> None:
         case "selective":
             run = partial(checkpoint, run, use_reentrant=False, context_fn=_save_some)
     if config.compile:
+        # One code for what is watched, with and without gradients, local and global groups.
+        torch._dynamo.config.recompile_limit = 64
         run = torch.compile(run, fullgraph=True, dynamic=True)
     block.runner = run
 
