@@ -67,6 +67,9 @@ def test_a_step_and_its_statistics_are_the_same_everywhere(
     folder = train_on(world, watched(*assignments), tmp_path, data_folder)
     for name in ("loss/train", "grad/norm", "eval/loss_all", "optim/weight_norm"):
         assert series(folder, name) == pytest.approx(series(alone, name), abs=1e-5), name
+    before = _weights(alone)
+    for name, weight in _weights(folder).items():
+        assert (weight - before[name]).abs().max() <= 1e-5, name
     expected, found = told(alone), told(folder)
     assert found.keys() == expected.keys()
     for name, value in found.items():

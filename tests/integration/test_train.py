@@ -61,8 +61,7 @@ def test_every_world_size_gives_the_same_losses(run_on: Run, world: int) -> None
     alone, shared = run_on(0), run_on(world)
     for name in ("loss/train", "grad/norm", "eval/loss_picture", "eval/loss_video"):
         assert series(shared, name) == pytest.approx(series(alone, name), abs=1e-5), name
-    # Looser: Adam divides by tiny moments, which turns rounding of a tiny gradient into a step.
-    assert difference(last_weights(alone), last_weights(shared)) <= 1e-4
+    assert difference(last_weights(alone), last_weights(shared)) <= 1e-5
 
 
 def save_initial_weights(rank: int, folder: Path) -> None:
@@ -84,7 +83,7 @@ def test_initial_weights_are_bitwise_equal_at_every_world_size(tmp_path: Path) -
     assert any(value.std() > 0 for value in one.values())
 
 
-@pytest.mark.parametrize(("world", "limit"), [(2, 0.0), (1, 1e-5)])
+@pytest.mark.parametrize(("world", "limit"), [(2, 0.0), (1, 1e-5), (4, 1e-5)])
 def test_resume_equals_the_uninterrupted_run(
     run_on: Run, data_folder: Path, tmp_path: Path, world: int, limit: float
 ) -> None:
