@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from scalewright.model.attention import Segments, segment_attention
 from scalewright.model.segment_operator import attend
@@ -37,7 +37,7 @@ def test_it_is_the_loop_and_so_are_its_gradients(want_lse: bool) -> None:
 
 @pytest.mark.parametrize("want_lse", [False, True])
 def test_it_keeps_the_rules_of_operators(want_lse: bool) -> None:
-    torch.library.opcheck(attend, (*leaves(), SEGMENTS.cu_seqlens, want_lse))
+    library.opcheck(attend, (*leaves(), SEGMENTS.cu_seqlens, want_lse))
 
 
 def test_packs_of_any_number_of_clips_are_compiled_once() -> None:

@@ -9,11 +9,11 @@ import itertools
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn.functional import scaled_dot_product_attention
 
 
-@torch.library.custom_op("scalewright::segment_attention", mutates_args=())
+@library.custom_op("scalewright::segment_attention", mutates_args=())
 def attend(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, want_lse: bool
 ) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def attend(
     return out, lse
 
 
-@torch.library.custom_op("scalewright::segment_attention_backward", mutates_args=())
+@library.custom_op("scalewright::segment_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor, out: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
