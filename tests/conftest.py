@@ -1,10 +1,15 @@
 """Fixtures that several test files share."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from folders import write_data_folder
+
+# mup brings torchvision along, which nothing here uses; where its build does not fit torch's,
+# diffusers fails to import as long as it finds it.
+sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
