@@ -217,11 +217,13 @@ def show(config: RunConfig, cost: dict[str, Any], as_json: bool) -> None:
         return
     click.echo(to_toml(config))
     click.echo(f"parameters     {cost['params']:,} ({cost['block_params']:,} in blocks)")
-    click.echo(
-        f"a step         {cost['visual_tokens_per_step']:,.0f} visual tokens, "
-        f"{cost['clips_per_step']:.1f} clips, {cost['flops_per_step']:.3g} FLOPs; "
-        f"packs {cost['pack_fill']:.0%} full"
-    )
+    for stage in cost["stages"]:
+        click.echo(
+            f"from step {stage['begin']:<8,d} "
+            f"{stage['visual_tokens_per_step']:,.0f} visual tokens, "
+            f"{stage['clips_per_step']:,.1f} clips, {stage['flops_per_step']:.3g} FLOPs a step; "
+            f"packs {stage['pack_fill']:.0%} full"
+        )
     click.echo(
         f"the run        {cost['steps']:,} steps, {cost['run_visual_tokens']:.3g} tokens, "
         f"{cost['run_flops']:.3g} FLOPs (6ND says {cost['run_flops_6nd']:.3g})"

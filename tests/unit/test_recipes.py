@@ -25,6 +25,14 @@ def test_kandinsky_is_counted_on_any_machine(tmp_path) -> None:  # type: ignore[
     found = json.loads(out)
     assert found["params"] == 5_570_276_928
     assert found["flops_per_step"] > 1e18
+    first, second = found["stages"]
+    assert (first["steps"], second["begin"], second["steps"]) == (70_000, 70_000, 30_000)
+    # Each of the four groups of an HD clip is about as long as a whole clip of 480p.
+    per_token = [s["flops_per_step"] / s["visual_tokens_per_step"] for s in (first, second)]
+    assert 0.9 < per_token[1] / per_token[0] < 1.1
+    assert found["run_flops"] == pytest.approx(
+        70_000 * first["flops_per_step"] + 30_000 * second["flops_per_step"]
+    )
     worlds = [split["workers"] for split in found["batch_split"]]
     assert worlds == [2**n for n in range(3, 13)]
     for split in found["batch_split"]:

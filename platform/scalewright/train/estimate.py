@@ -1,21 +1,20 @@
 """What a run will cost, before it starts: parameters, FLOPs, memory, and the batch split."""
 
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from scalewright.data.packing import legal_worlds
 from scalewright.errors import ConfigError
 from scalewright.model.memory import MemoryEstimate, memory_estimate
-from scalewright.model.shape import (
-    block_parameters,
-    parameters,
-)
+from scalewright.model.shape import block_parameters, parameters
 from scalewright.train.hardware import worker_memory_bytes
-from scalewright.train.inputs import Work
+from scalewright.train.inputs import Stage, Work
 from scalewright.train.run import RunConfig
 
-# FLOPs differ between steps with the clips they hold; the mean over this many stands for all.
+# Steps differ with the clips they hold; the mean over some of each stage stands for all of it.
 _STEPS_LOOKED_AT = 64
+_PACKS_LOOKED_AT = 4096
 
 
 def memory_of(config: RunConfig, workers: int) -> MemoryEstimate:
@@ -54,24 +53,36 @@ def check_memory(config: RunConfig, *, workers_run_here: bool) -> None:
 
 def estimate(config: RunConfig, work: Work) -> dict[str, Any]:
     """All that a dry run prints, as plain values with units in their names."""
-    looked_at = range(min(config.steps, _STEPS_LOOKED_AT))
-    flops = sum(work.flops(step) for step in looked_at) / len(looked_at)
-    tokens = sum(work.visual_tokens(step) for step in looked_at) / len(looked_at)
-    clips = sum(len(work.clips(step)) for step in looked_at) / len(looked_at)
-    run_tokens = tokens * config.steps
+    stages = [_stage(stage, config.data.packs_per_step, work) for stage in work.stages]
+    run = {
+        name: sum(stage["steps"] * stage[f"{name}_per_step"] for stage in stages)
+        for name in ("clips", "visual_tokens", "flops")
+    }
     blocks = block_parameters(config.model)
     return {
         "params": parameters(config.model),
         "block_params": blocks,
         "steps": config.steps,
-        "clips_per_step": clips,
-        "visual_tokens_per_step": tokens,
-        "pack_fill": work.stages[0].order.fill(),
-        "flops_per_step": flops,
-        "run_visual_tokens": run_tokens,
-        "run_flops": flops * config.steps,
-        "run_flops_6nd": 6 * blocks * run_tokens,
+        **{f"{name}_per_step": total / config.steps for name, total in run.items()},
+        "run_visual_tokens": run["visual_tokens"],
+        "run_flops": run["flops"],
+        "run_flops_6nd": 6 * blocks * run["visual_tokens"],
+        "stages": stages,
         "batch_split": [_split(config, world) for world in _worlds(config)],
+    }
+
+
+def _stage(stage: Stage, packs_per_step: int, work: Work) -> dict[str, Any]:
+    begin, end = stage.settings.begin, stage.settings.end
+    count = min(end - begin, _STEPS_LOOKED_AT, max(1, _PACKS_LOOKED_AT // packs_per_step))
+    looked_at = range(begin, begin + count)
+    return {
+        "begin": begin,
+        "steps": end - begin,
+        "clips_per_step": fmean(len(work.clips(step)) for step in looked_at),
+        "visual_tokens_per_step": fmean(work.visual_tokens(step) for step in looked_at),
+        "flops_per_step": fmean(work.flops(step) for step in looked_at),
+        "pack_fill": stage.order.fill(),
     }
 
 
