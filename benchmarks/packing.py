@@ -3,11 +3,15 @@
 
     benchmarks/packing.py > benchmarks/packing-MACHINE.md
 
-Clips are a stated mix of pictures and videos (latent sizes below, equally frequent). Packs are
-clips end to end. A padded batch holds as many clips as fit when each is as long as the longest of
-the batch; its padding is attended to like any token, as where a batch has one length and no mask,
-and costs the same in every layer. Both run the same model, forward and backward, in turns; the
-ratio is that of their medians. A second padded row sorts clips by length first, as buckets do.
+Of the clips 40% are pictures and 60% videos of 2 to 25 latent frames, as many of each length; a
+pass holds as many tokens as one, or as four, of the longest. Packs are clips end to end. A padded
+batch holds as many clips as fit when each is as long as the longest of the batch; its padding is
+attended to like any token, as where a batch has one length and no mask, and costs the same in every
+layer. Buckets are such batches of clips sorted by length, in random order. All run the same model,
+forward and backward, in turns; a pass counts with its best time.
+
+Workers wait for the slowest of them: clips per second of 8 workers are those of the measured
+passes, dealt out in steps of eight that last as long as their longest pass.
 """
 
 import sys
@@ -20,10 +24,12 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from scalewright.data.assumed import assumed_entries
 from scalewright.data.packing import plan_epoch
@@ -36,8 +42,9 @@ from scalewright.model.shape import ModelConfig
 from scalewright.recipes import recipe
 from scalewright.train.inputs import clip_tokens
 
-GPU_MIX = ("1x64x64+224", "1x44x92+224", "7x64x64+224", "13x48x84+224", "25x64x64+224")
-CPU_MIX = ("1x8x8+8", "1x8x12+8", "2x8x8+8", "4x8x8+8", "7x8x8+8")
+PICTURES, LENGTHS = 16, range(2, 26)  # of every 40 clips 16 are pictures
+WORKERS = 8
+CLIPS = 400
 
 
 @dataclass(frozen=True)
@@ -49,38 +56,75 @@ class Batch:
 
 
 @click.command()
-@click.option("--rounds", default=10, show_default=True)
+@click.option("--rounds", default=2, show_default=True)
 def main(rounds: int) -> None:
     """Print clips per second of each way, and the ratio to packs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = device.type == "cuda"
     config = recipe("mmdit_200m").model if cuda else replace(recipe("demo").model, width=256)
-    mix, tokens = (GPU_MIX, 26_112) if cuda else (CPU_MIX, 512)
+    frame, text = ("64x64", 224) if cuda else ("8x8", 8)
+    mix = [f"{frames}x{frame}+{text}" for frames in [1] * PICTURES + list(LENGTHS)]
+    entries = assumed_entries(mix)[:CLIPS]
+    Random(0).shuffle(entries)
+    longest = max(clip.visual + clip.text for clip in clip_tokens(config, entries))
     model, dtype = built(config, device)
-    entries = assumed_entries(mix)
-    ways = {
-        "packs": packs(entries, config, tokens),
-        "padded to the longest of the batch": padded(shuffled(entries), config, tokens),
-        "padded, clips of like length together": padded(by_length(entries), config, tokens),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, batches in ways.items():
-            seconds[name].append(sum(timed(model, b.packed.to(device), dtype) for b in batches))
     where = torch.cuda.get_device_name() if cuda else platform.machine()
-    print(f"# Packs against padded batches\n\n{where}, torch {torch.__version__}")
-    print(f"width {config.width}, depth {config.depth}, {tokens} tokens a pass; {', '.join(mix)}\n")
-    print("| way | passes | tokens that are no padding | clips/s | packs are faster by |")
-    print("|---|---|---|---|---|")
-    rates = {n: sum(b.clips for b in ways[n]) / np.median(s[1:]) for n, s in seconds.items()}
-    real = sum(clip.visual + clip.text for clip in clip_tokens(config, entries))
+    print(f"# Packs against padded batches\n\n{where}, torch {torch.__version__}, {dtype}.")
+    print(f"Width {config.width}, depth {config.depth}; {len(entries)} clips of {frame} latents:")
+    print(f"{PICTURES / (PICTURES + len(LENGTHS)):.0%} pictures, videos of 2 to 25 frames.")
+    for clips_per_pass in (1, 4):
+        print(f"\n## {clips_per_pass * longest:,} tokens a pass: {clips_per_pass} of the longest\n")
+        ways = ways_to_batch(entries, config, clips_per_pass * longest)
+        compare(ways, model, device, dtype, rounds)
+
+
+def ways_to_batch(
+    entries: Sequence[Entry], config: ModelConfig, tokens: int
+) -> dict[str, list[Batch]]:
+    """The same clips, batched in each way."""
+    buckets = padded(by_length(entries), config, tokens)
+    Random(0).shuffle(buckets)
+    return {
+        "packs": packs(entries, config, tokens),
+        "one clip a pass": [Batch(pack([item(e, config)], config), 1) for e in entries],
+        "padded to the longest of the batch": padded(entries, config, tokens),
+        "padded, in buckets of like length": buckets,
+    }
+
+
+def compare(
+    ways: dict[str, list[Batch]], model: MMDiT, device: torch.device, dtype: torch.dtype,
+    rounds: int,
+) -> None:  # fmt: skip
+    """Run all ways in turns, and print a row of each."""
+    times: dict[str, list[list[float]]] = {name: [] for name in ways}
+    timed(model, ways["packs"][0].packed.to(device), dtype)
+    for _ in range(rounds):
+        for name, batches in ways.items():
+            times[name].append([timed(model, b.packed.to(device), dtype) for b in batches])
+    print("| way | passes | no padding | clips/s | packs are faster by | ", end="")
+    print(f"clips/s, {WORKERS} workers | packs are faster by |\n|---|---|---|---|---|---|---|")
+    rows = {name: rates(ways[name], np.min(found, axis=0)) for name, found in times.items()}
+    real = tokens_of(ways["packs"])
     for name, batches in ways.items():
-        held = sum(sum(batch.packed.segments.lengths) for batch in batches)
-        share = real * sum(b.clips for b in batches) / len(entries) / held
+        alone, together = rows[name]
         print(
-            f"| {name} | {len(batches)} | {share:.0%} | {rates[name]:.3g} | "
-            f"{rates['packs'] / rates[name]:.2f}x |"
+            f"| {name} | {len(batches)} | {real / tokens_of(batches):.0%} | "
+            f"{alone:.3g} | {rows['packs'][0] / alone:.2f}x | "
+            f"{together:.3g} | {rows['packs'][1] / together:.2f}x |"
         )
+
+
+def tokens_of(batches: Sequence[Batch]) -> int:
+    return sum(sum(batch.packed.segments.lengths) for batch in batches)
+
+
+def rates(batches: Sequence[Batch], seconds: NDArray[np.float64]) -> tuple[float, float]:
+    """Clips per second of one worker, and of `WORKERS` that wait for each other at every step."""
+    steps = range(0, len(batches) - WORKERS + 1, WORKERS)
+    slowest_s = sum(max(seconds[step : step + WORKERS]) for step in steps)
+    clips = sum(batch.clips for batch in batches[: steps[-1] + WORKERS])
+    return sum(batch.clips for batch in batches) / float(seconds.sum()), clips / slowest_s
 
 
 def built(config: ModelConfig, device: torch.device) -> tuple[MMDiT, torch.dtype]:
@@ -88,11 +132,6 @@ def built(config: ModelConfig, device: torch.device) -> tuple[MMDiT, torch.dtype
     model = meta_model(config, attention_for(device, dtype)[0])
     materialise(model, param_rules(config), seed=0, device=device)
     return model.to(dtype), dtype
-
-
-def shuffled(entries: Sequence[Entry]) -> list[Entry]:
-    order = np.random.default_rng(0).permutation(len(entries))
-    return [entries[index] for index in order]
 
 
 def by_length(entries: Sequence[Entry]) -> list[Entry]:

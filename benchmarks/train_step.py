@@ -127,11 +127,13 @@ def row(
     bench = Bench(training, tokens, sizes)
     peak, _ = peak_flops(device)
     seconds = np.median([bench.timed(Watch()) for _ in range(steps)])
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    memory = "-"
+    if device.type == "cuda":
+        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"
     parallel = config.parallel
     print(
         f"| {tokens} | {parallel.activation_checkpointing} | {parallel.compile} | {seconds:.4g} | "
-        f"{bench.clips / seconds:.3g} | {bench.flops / seconds / peak:.1%} | {memory:.1f} |",
+        f"{bench.clips / seconds:.3g} | {bench.flops / seconds / peak:.1%} | {memory} |",
         flush=True,
     )
 
