@@ -38,6 +38,7 @@ from scalewright.model.attention import (
     segment_attention,
     torch_varlen_attention,
 )
+from scalewright.model.memory import Recompute
 from scalewright.model.shape import ClipTokens, parameters, train_flops
 from scalewright.model.statistics import Watch
 from scalewright.objective.flow import NoisedPack, training_pack
@@ -103,7 +104,7 @@ def utilisation(
 ) -> None:  # fmt: skip
     print("| pack tokens | recompute | compile | s a step | clips/s | MFU | peak GiB |")
     print("|---|---|---|---|---|---|---|")
-    modes = [("none", False), ("full", False), ("selective", False)]
+    modes: list[tuple[Recompute, bool]] = [("none", False), ("full", False), ("selective", False)]
     if not small:
         modes = [("selective", True), ("full", True), ("none", True), ("selective", False)]
     for tokens in packs:
@@ -111,7 +112,7 @@ def utilisation(
             parallel = replace(
                 config.parallel,
                 activation_checkpointing=recompute,
-                compile=compiled,  # type: ignore[arg-type]
+                compile=compiled,
             )
             try:
                 row(replace(config, parallel=parallel), device, tokens, sizes, steps)

@@ -167,7 +167,8 @@ def resolve(
     recipe_name: str, plans: Sequence[Path], assignments: Sequence[str], workers: int | None
 ) -> tuple[RunConfig, dict[str, Any]]:
     """The config after every layer, and the plan's account of where its numbers come from."""
-    config, provenance = recipe(recipe_name), {}
+    config = recipe(recipe_name)
+    provenance: dict[str, Any] = {}
     for path in plans:
         changes = read_toml(path)
         provenance |= changes.pop("plan", {})
