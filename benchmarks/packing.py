@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 
+import itertools
 import platform
 import time
 from collections.abc import Sequence
@@ -32,15 +33,17 @@ import torch
 from numpy.typing import NDArray
 
 from scalewright.data.assumed import assumed_entries
-from scalewright.data.packing import plan_epoch
+from scalewright.data.clips import Clips
+from scalewright.data.order import PackOrder
 from scalewright.data.sample import Entry
+from scalewright.data.settings import DataConfig
 from scalewright.model.attention import attention_for
 from scalewright.model.mmdit import MMDiT
 from scalewright.model.mup import materialise, meta_model, param_rules
 from scalewright.model.packed import PackedBatch, PackItem, pack
 from scalewright.model.shape import ModelConfig
 from scalewright.recipes import recipe
-from scalewright.train.inputs import clip_tokens
+from scalewright.train.weigh import weigh_in
 
 PICTURES, LENGTHS = 16, range(2, 26)  # of every 40 clips 16 are pictures
 WORKERS = 8
@@ -66,7 +69,7 @@ def main(rounds: int) -> None:
     mix = [f"{frames}x{frame}+{text}" for frames in [1] * PICTURES + list(LENGTHS)]
     entries = assumed_entries(mix)[:CLIPS]
     Random(0).shuffle(entries)
-    longest = max(clip.visual + clip.text for clip in clip_tokens(config, entries))
+    longest = max(tokens_of_clips(entries, config))
     model, dtype = built(config, device)
     where = torch.cuda.get_device_name() if cuda else platform.machine()
     print(f"# Packs against padded batches\n\n{where}, torch {torch.__version__}, {dtype}.")
@@ -134,29 +137,40 @@ def built(config: ModelConfig, device: torch.device) -> tuple[MMDiT, torch.dtype
     return model.to(dtype), dtype
 
 
+def tokens_of_clips(entries: Sequence[Entry], config: ModelConfig) -> list[int]:
+    weights = weigh_in(config)(Clips.of(entries))
+    return (weights.visual + weights.text).tolist()
+
+
 def by_length(entries: Sequence[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.latent_frames * entry.height * entry.width)
 
 
 def packs(entries: Sequence[Entry], config: ModelConfig, tokens: int) -> list[Batch]:
     """As a run packs them."""
-    plan = plan_epoch(clip_tokens(config, list(entries)), tokens, seed=0, epoch=0)
-    return [Batch(pack([item(entries[i], config) for i in one], config), len(one)) for one in plan]
+    data = DataConfig(pack_tokens=tokens, packs_per_step=1, balance_steps=1)
+    clips = Clips.of(entries)
+    order = PackOrder(clips, np.arange(len(clips)), weigh_in(config), data, seed=0)
+    plan = itertools.takewhile(lambda step: order.epoch_of(step) < 1, itertools.count())
+    return [
+        Batch(pack([item(each.entry, config) for each in parts], config), len(parts))
+        for step in plan
+        for parts in order.packs(step)
+    ]
 
 
 def padded(entries: Sequence[Entry], config: ModelConfig, tokens: int) -> list[Batch]:
     """In the order given; every clip becomes as large as the largest of its batch."""
-    clips = clip_tokens(config, list(entries))
+    sizes = tokens_of_clips(entries, config)
     groups: list[list[int]] = [[]]
-    for index, clip in enumerate(clips):
-        size = clip.visual + clip.text
-        longest = max([size, *(clips[i].visual + clips[i].text for i in groups[-1])])
+    for index, size in enumerate(sizes):
+        longest = max([size, *(sizes[i] for i in groups[-1])])
         if longest * (len(groups[-1]) + 1) > tokens:
             groups.append([])
         groups[-1].append(index)
     batches = []
     for group in groups:
-        largest = max(group, key=lambda i: clips[i].visual + clips[i].text)
+        largest = max(group, key=lambda i: sizes[i])
         items = [item(entries[largest], config)] * len(group)
         batches.append(Batch(pack(items, config), len(group)))
     return batches

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from scalewright.data.assumed import assumed_entries
-from scalewright.data.packing import PackOrder
+from scalewright.data.assumed import assumed_clips
+from scalewright.data.order import PackOrder
 from scalewright.data.sample import Entry, Sample
 from scalewright.model.attention import (
     Attention,
@@ -44,11 +44,11 @@ from scalewright.model.statistics import Watch
 from scalewright.objective.flow import NoisedPack, training_pack
 from scalewright.recipes import recipe
 from scalewright.train.hardware import peak_flops
-from scalewright.train.inputs import clip_tokens
 from scalewright.train.parallel import current_world
 from scalewright.train.run import RunConfig
 from scalewright.train.step import Counts, train_step
 from scalewright.train.training import Training, begin_training
+from scalewright.train.weigh import weigh_in
 
 SIZES = ("1x64x64+224", "13x64x64+224", "25x64x64+224")
 SMALL_SIZES = ("1x8x8+8", "3x8x8+8")
@@ -194,18 +194,13 @@ def made_packs(
     config: RunConfig, tokens: int, sizes: Sequence[str], device: torch.device
 ) -> Iterator[tuple[NoisedPack, list[ClipTokens]]]:
     """Four packs of random clips, planned as a run plans them."""
-    entries = [
-        entry
-        for entry, clip in zip(
-            assumed_entries(sizes), clip_tokens(config.model, assumed_entries(sizes)), strict=True
-        )
-        if clip.visual + clip.text <= tokens
-    ]
-    clips = clip_tokens(config.model, entries)
+    clips, weigh = assumed_clips(sizes), weigh_in(config.model)
+    weights = weigh(clips)
+    rows = np.flatnonzero(weights.visual + weights.text <= tokens)
     data = replace(config.data, pack_tokens=tokens, packs_per_step=1)
-    order = PackOrder(entries, clips, data, seed=0)
+    order = PackOrder(clips, rows, weigh, data, seed=0)
     for step in range(4):
-        samples = [sample_of(entry, config) for entry in order.packs(step)[0]]
+        samples = [sample_of(planned.entry, config) for planned in order.packs(step)[0]]
         null = torch.zeros(1, config.model.text_dim)
         pack = training_pack(samples, null, config.flow, config.model, seed=0, step=step)
         yield pack.to(device), order.tokens(step)

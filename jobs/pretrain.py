@@ -21,6 +21,7 @@ from scalewright.cluster import launch
 from scalewright.cluster.supervise import RunFolders, finished, only_driver, supervise
 from scalewright.config import assign, digest, merge, read_toml, to_dict, to_toml
 from scalewright.data.codec import codec_for
+from scalewright.data.storage import place_of
 from scalewright.events import Event, Metrics, Notice
 from scalewright.prepare.embedded import ensure_shapes
 from scalewright.recipes import SHAPES, recipe
@@ -35,7 +36,7 @@ from scalewright.train.inputs import (
     open_inputs,
 )
 from scalewright.train.run import RunConfig
-from scalewright.train.worker import write_json
+from scalewright.train.worker import SNAPSHOT, write_json
 
 EPILOG = """\b
 Examples:
@@ -88,21 +89,22 @@ def main(
     home = launch.home()
     folders = RunFolders(
         run=home / "runs" / config.name,
-        data=(home / config.data.path).resolve(),
+        data=place_of(home, config.data.path),
         codec_weights=codec_weights.resolve() if codec_weights else None,
     )
     if config.data.path == SHAPES:
-        ensure_shapes(folders.data)
+        ensure_shapes(Path(folders.data))
     if dry_run:
-        show(config, estimate(config, work_of(config, folders.data)), as_json)
+        show(config, estimate(config, work_of(config, folders)), as_json)
         return
-    inputs = open_inputs(config, folders.data)
+    inputs = open_inputs(config, folders.data, None if fresh else pinned_already(folders.run))
     check_memory(config, workers_run_here=launch.starts_cluster())
     if config.log.sample_clips:
         codec_for(inputs.info.codec, folders.codec_weights)
     with only_driver(folders.run):
         if fresh:
             set_aside(folders.run)
+        inputs = open_inputs(config, folders.data, folders.run / SNAPSHOT)
         check_identity(folders.run, identity(config, inputs))
         summary = finished(config, folders.run)
         if summary is None:
@@ -113,13 +115,19 @@ def main(
     click.echo(json.dumps(summary))
 
 
-def work_of(config: RunConfig, data: Path) -> Work:
+def work_of(config: RunConfig, folders: RunFolders) -> Work:
     """What there is to do: on the data folder, or where it is not there on assumed clips."""
-    if config.data.assumed_clips and not data.exists():
+    data = folders.data
+    if config.data.assumed_clips and not Path(data).exists():
         click.echo(f"{data} is not there; counting with data.assumed_clips", err=True)
         return assumed_work(config)
     check_memory(config, workers_run_here=launch.starts_cluster())
-    return open_inputs(config, data).work
+    return open_inputs(config, data, pinned_already(folders.run)).work
+
+
+def pinned_already(run: Path) -> Path | None:
+    """The snapshot that the run was begun with, if it was begun."""
+    return path if (path := run / SNAPSHOT).exists() else None
 
 
 def train(
@@ -138,7 +146,11 @@ def train(
         experiment="scalewright",
         run_name=config.name,
         params=to_dict(config),
-        tags={"version": __version__, "config_digest": digest(config), "data": inputs.snapshot},
+        tags={
+            "version": __version__,
+            "config_digest": digest(config),
+            "data": inputs.snapshot.digest,
+        },
         artifacts=artifacts,
         on_events=lambda events: narrate(events, config.steps),
     ) as tracking:

@@ -29,7 +29,7 @@ from scalewright.recipes import demo
 from scalewright.train.checkpoint import load_weights, newest_verified
 from scalewright.train.inputs import open_inputs
 from scalewright.train.judge import Judgement, judge
-from scalewright.train.worker import CHECKPOINTS
+from scalewright.train.worker import CHECKPOINTS, SNAPSHOT
 
 NAME = "quickstart"
 PATIENCE_S = 60
@@ -144,8 +144,8 @@ def judge_run(folder: Path) -> Judgement:
         raise ScalewrightError(f"{folder}: no checkpoint that verifies; run the quickstart again")
     model = meta_model(config.model).to_empty(device=torch.device("cpu"))
     load_weights(found[0], model)
-    inputs = open_inputs(config, home() / config.data.path)
-    training = inputs.read(inputs.catalogue.entries("train"))
+    inputs = open_inputs(config, home() / config.data.path, folder / SNAPSHOT)
+    training = inputs.read(inputs.work.stages[0].order.entries())
     validation = inputs.read(inputs.work.stages[0].validation)
     return judge(folder, config, model, training, validation, inputs.null_text)
 

@@ -11,7 +11,6 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 import itertools
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -146,7 +145,7 @@ def write_settings(folder: Path, base: RunConfig, inputs: Inputs) -> None:
 
 def clip_sizes(inputs: Inputs) -> dict[str, list[int]]:
     """The distinct token sizes of the training clips, and how often each occurs."""
-    counts = Counter((clip.visual, clip.text) for clip in inputs.work.stages[0].clips)
+    counts = inputs.work.stages[0].order.sizes()
     sizes = sorted(counts)
     return {
         "visual": [visual for visual, _ in sizes],

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from scalewright.data.catalogue import Catalogue, DataInfo, NewClip
+from scalewright.data.catalogue import Catalogue, NewClip
 from scalewright.data.codec import HaarCodec
+from scalewright.data.sample import DataInfo
 from scalewright.data.shards import ShardWriter, write_null_text
 from scalewright.data.text import ByteNgramEncoder
 

@@ -83,6 +83,8 @@ def _plain(value: Any) -> Any:
         return to_dict(value)
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
@@ -130,6 +132,8 @@ def _checked(value: Any, annotation: Any, where: str, name: str) -> Any:
         return value
     if origin is tuple:
         return _checked_tuple(value, arguments, where, name)
+    if origin is Mapping:
+        return _checked_mapping(value, arguments, where, name)
     if dataclasses.is_dataclass(annotation):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: {name} is a table with keys, not {value!r}")
@@ -142,6 +146,16 @@ def _checked(value: Any, annotation: Any, where: str, name: str) -> Any:
     if isinstance(value, annotation) and not (annotation is not bool and isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: {name} = {value!r}; expected {annotation.__name__}")
+
+
+def _checked_mapping(
+    value: Any, arguments: tuple[Any, ...], where: str, name: str
+) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: {name} is a table of names and values, not {value!r}")
+    return {
+        key: _checked(item, arguments[1], where, f"{name}.{key}") for key, item in value.items()
+    }
 
 
 def _checked_tuple(

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from scalewright.data.packing import DataConfig
 from scalewright.data.query import ClipQuery
+from scalewright.data.settings import DataConfig
 from scalewright.errors import ConfigError
 from scalewright.model.shape import ModelConfig
 from scalewright.objective.flow import FlowConfig

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalewright.data.catalogue import Catalogue, DataInfo, NewClip
+from scalewright.data.catalogue import Catalogue, NewClip
 from scalewright.data.query import ClipQuery
-from scalewright.data.sample import Entry
+from scalewright.data.sample import DataInfo, Entry
 from scalewright.errors import ConfigError, DataError
 
 INFO = DataInfo(

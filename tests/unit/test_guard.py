@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalewright.data.packing import LeftOut, data_step
+from scalewright.data.order import LeftOut, data_step
 from scalewright.errors import ConfigError
 from scalewright.train.guard import GuardConfig, Memory, rewind_for
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalewright.data.loader import Loader, Reader
-from scalewright.data.packing import DataConfig, PackOrder
+from scalewright.data.order import PackOrder
 from scalewright.data.sample import Entry, Sample
+from scalewright.data.settings import DataConfig
 from scalewright.data.shards import ShardReader, ShardWriter
 from scalewright.errors import ConfigError, DataError
 from scalewright.model.shape import ClipTokens

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalewright.data.packing import WINDOW, DataConfig, PackOrder, legal_worlds, plan_epoch
+from scalewright.data.order import PackOrder
+from scalewright.data.packing import WINDOW, plan_epoch
 from scalewright.data.sample import Entry
+from scalewright.data.settings import DataConfig, legal_worlds
 from scalewright.errors import ConfigError, DataError
 from scalewright.model.shape import ClipTokens
 

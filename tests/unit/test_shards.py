@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import scalewright
-from scalewright.data.catalogue import Catalogue, DataInfo, NewClip
-from scalewright.data.sample import Entry
+from scalewright.data.catalogue import Catalogue, NewClip
+from scalewright.data.sample import DataInfo, Entry
 from scalewright.data.shards import Location, ShardReader, ShardWriter, write_null_text
 from scalewright.errors import DataError
 

@@ -1,6 +1,6 @@
 """How many workers the next attempt gets. Pure: decided from numbers, tested without Ray."""
 
-from scalewright.data.packing import legal_worlds
+from scalewright.data.settings import legal_worlds
 from scalewright.errors import ConfigError
 from scalewright.train.run import RunConfig
 

@@ -46,7 +46,7 @@ class RunFolders:
     """Where a run and its data lie, as absolute paths that every node can open."""
 
     run: Path
-    data: Path
+    data: str | Path
     codec_weights: Path | None = None
 
 

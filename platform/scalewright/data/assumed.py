@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from scalewright.data.query import ClipQuery
+from scalewright.data.clips import Clips
 from scalewright.data.sample import Entry
 from scalewright.errors import ConfigError
 
@@ -11,11 +11,18 @@ COPIES = 64  # of each size, so that packs mix and fill as they would
 _SIZE = re.compile(r"(\d+)x(\d+)x(\d+)\+(\d+)")
 
 
-def assumed_entries(sizes: Sequence[str]) -> list[Entry]:
-    """Entries without bytes, `COPIES` of each "frames x height x width + text tokens" (latent)."""
+def assumed_clips(sizes: Sequence[str], scores: Sequence[str] = ()) -> Clips:
+    """Clips without bytes, `COPIES` of each "frames x height x width + text tokens" (latent)."""
+    return Clips.of(assumed_entries(sizes, scores))
+
+
+def assumed_entries(sizes: Sequence[str], scores: Sequence[str] = ()) -> list[Entry]:
+    """The same as entries; of each of the `scores`, they have some."""
     shapes = [_shape(size) for size in sizes]
+    known = dict.fromkeys(scores, 0.5)
     return [
-        Entry(number, "", 0, 0, 0, *shape) for number, shape in enumerate(shapes * COPIES, start=1)
+        Entry(number, "", 0, 0, 0, *shape, scores=known)
+        for number, shape in enumerate(shapes * COPIES, start=1)
     ]
 
 
@@ -28,13 +35,3 @@ def _shape(size: str) -> tuple[int, int, int, int]:
         )
     frames, height, width, text = numbers
     return frames, height, width, text
-
-
-def matches(query: ClipQuery, entry: Entry) -> bool:
-    """Whether the query means the clip; the catalogue asks its database the same."""
-    area, frames = entry.height * entry.width, entry.latent_frames
-    return (
-        query.kind in ("all", "video" if entry.is_video else "picture")
-        and query.min_latent_area <= area <= (query.max_latent_area or area)
-        and query.min_latent_frames <= frames <= (query.max_latent_frames or frames)
-    )

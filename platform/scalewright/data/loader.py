@@ -1,87 +1,123 @@
-"""Reads the planned steps ahead of training: threads of one process, one worker's share each.
+"""Brings the planned steps into RAM ahead of training: one worker's share of each.
 
-The plan decides what is in a step, this file only when it is read, so timing changes nothing.
+The plan decides what is in a step, this file only when it is read, so neither timing nor a fault
+changes the order. A thread plans ahead as far as the RAM allows, joins neighbouring clips of the
+coming packs into ranges, and hands these to the fetcher.
 """
 
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple
 
-from scalewright.data.packing import PackOrder, legal_worlds
-from scalewright.data.sample import Entry, Sample
-from scalewright.errors import ConfigError
+from scalewright.data.fetching import Fetcher
+from scalewright.data.order import PackOrder, Planned
+from scalewright.data.ranges import RANGE_BYTES, CorruptError, Range, Want, clip_of, coalesce
+from scalewright.data.sample import Entry, Missing, Sample
+from scalewright.data.settings import legal_worlds
+from scalewright.data.storage import AccessError
+from scalewright.errors import ConfigError, DataError
 
-READER_THREADS = 2
+RAM_BYTES = 256 * 2**20
+READ_AHEAD_BYTES = 8 * RANGE_BYTES  # planned at once, so that neighbours among them are read as one
 
 logger = logging.getLogger(__name__)
 
 
-class Reader(Protocol):
-    """Where clips come from; must be safe to call from several threads."""
+class Place(NamedTuple):
+    """Where a clip belongs, and how much of its tail is left out.
 
-    def read(self, entry: Entry) -> Sample: ...
+    The step, which of the worker's packs, and where in it.
+    """
+
+    step: int
+    pack: int
+    part: int
+    frames_cut: int
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A clip that could not be read; its place in the pack counts for nothing."""
+
+    step: int
+    entry: Entry
+    reason: str
 
 
 @dataclass(frozen=True)
 class StepData:
-    """One worker's share of a step: its packs, each a list of clips."""
+    """One worker's share of a step: its packs, each a list of clips, or of what is missing."""
 
     step: int
-    packs: list[list[Sample]]
+    packs: list[list[Sample | Missing]]
+
+
+@dataclass
+class _Share:
+    """A step on its way into RAM."""
+
+    packs: list[list[Sample | Missing]]
+    awaited: int
+    bytes: int
+
+
+@dataclass
+class LoaderGauges:
+    """`wait_s`: how long the consumer has waited; `ram_bytes` hold clips, or are kept for them."""
+
+    wait_s: float = 0.0
+    ram_bytes: int = 0
 
 
 class Loader:
-    """Iterates over `StepData` of steps `start_step` to `stop_step`, read by threads in advance.
+    """Iterates over `StepData` of steps `start_step` to `stop_step`.
 
-    Rank r of W takes packs r, r + W, ... of each step, so W must divide `packs_per_step`. At most
-    `ahead_steps` steps wait in RAM. The first error of a thread is raised from the iteration at
-    once, as it is. Gauges: `wait_s`, the time the consumer has waited so far, and `depth`, the
-    steps that lie ready.
+    Rank r of W gets its share of each step, so W must divide `packs_per_step`. At most `ram_bytes`
+    wait in RAM, but always the next step. A clip that is gone or stays corrupt is skipped and told
+    to `on_skip`, which may raise to end it all; any other error is raised from the iteration.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        fetcher: Fetcher,
         order: PackOrder,
         *,
         rank: int,
         world: int,
         start_step: int,
         stop_step: int,
-        ahead_steps: int = 2,
+        ram_bytes: int = RAM_BYTES,
+        on_skip: Callable[[Skip], None] | None = None,
     ) -> None:
         _require_world(order.config.packs_per_step, world)
         if not 0 <= rank < world:
             raise ValueError(f"rank = {rank} of {world} workers")
-        if not 0 <= start_step <= stop_step or ahead_steps < 1:
-            raise ValueError(f"steps {start_step} to {stop_step}, {ahead_steps} ahead")
-        self._reader, self._order = reader, order
+        if not 0 <= start_step <= stop_step:
+            raise ValueError(f"steps {start_step} to {stop_step}")
+        self._fetcher, self._order = fetcher, order
         self._rank, self._world = rank, world
-        self._share = order.config.packs_per_step // world
-        self._step, self._stop_step, self._ahead_steps = start_step, stop_step, ahead_steps
-        self.wait_s = 0.0
-        # All below is guarded by `_changed`; this worker's packs are numbered step * share + place.
+        self._step, self._stop_step = start_step, stop_step
+        self._ram_bytes = ram_bytes
+        self._on_skip = on_skip
+        self.gauges = LoaderGauges()
+        # All below is guarded by `_changed`.
         self._changed = threading.Condition()
-        self._claimed = start_step * self._share
-        self._ready: dict[int, list[Sample]] = {}
+        self._planned = start_step  # the first step that is not asked for yet
+        self._shares: dict[int, _Share] = {}
         self._error: BaseException | None = None
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"loader-{number}", daemon=True)
-            for number in range(READER_THREADS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._planner = threading.Thread(target=self._plan, name="loader", daemon=True)
+        self._planner.start()
 
     @property
     def depth(self) -> int:
         """Steps that are wholly in RAM, waiting for the consumer."""
         with self._changed:
-            steps = range(self._step, self._step + self._ahead_steps)
-            return sum(self._is_ready(step) for step in steps)
+            return sum(not share.awaited for share in self._shares.values())
 
     def __iter__(self) -> "Loader":
         return self
@@ -91,33 +127,26 @@ class Loader:
         with self._changed:
             if self._step == self._stop_step and not self._closed:
                 raise StopIteration
-            self._changed.wait_for(
-                lambda: self._error or self._closed or self._is_ready(self._step)
-            )
-            self.wait_s += time.perf_counter() - begin
+            self._changed.wait_for(lambda: self._error or self._closed or self._is_ready())
+            self.gauges.wait_s += time.perf_counter() - begin
             if self._error is not None:
                 raise self._error
             if self._closed:
                 raise RuntimeError("the loader is closed; make a new one from the step to go on at")
-            data = StepData(self._step, [self._ready.pop(n) for n in self._numbers(self._step)])
+            share = self._shares.pop(self._step)
+            data = StepData(self._step, share.packs)
             self._step += 1
+            self.gauges.ram_bytes -= share.bytes
             self._changed.notify_all()
         return data
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Stop the threads; each ends after the clip it is reading.
-
-        A read that does not return within `timeout_s` is logged and left to its daemon thread.
-        """
+    def close(self) -> None:
+        """Stop planning; what is still being read is dropped."""
         with self._changed:
             self._closed = True
-            self._ready.clear()
+            self._shares.clear()
             self._changed.notify_all()
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                logger.warning("%s: a read has not returned for %g s", thread.name, timeout_s)
+        self._planner.join()
 
     def __enter__(self) -> "Loader":
         return self
@@ -130,51 +159,118 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _run(self) -> None:
-        """A thread's life: claim the next pack, read it, put it down."""
+    def _plan(self) -> None:
+        """The planner's life: ask for as many of the coming steps as there is room for."""
         try:
-            while (number := self._claim()) is not None:
-                samples = self._read(number)
-                with self._changed:
-                    if not self._closed:
-                        self._ready[number] = samples
-                    self._changed.notify_all()
+            while self._wait_for_room():
+                wants: list[Want[Place]] = []
+                bytes_wanted = 0
+                while bytes_wanted < READ_AHEAD_BYTES and self._has_room():
+                    bytes_wanted += self._take_in(wants)
+                for each in coalesce(wants):
+                    self._ask(each)
         except BaseException as error:  # the consumer gets it, whatever it is
-            with self._changed:
-                self._error = self._error or error
-                self._changed.notify_all()
+            self._stop(error)
 
-    def _claim(self) -> int | None:
-        """The number of the next pack to read, once there is room for it; None at the end."""
+    def _wait_for_room(self) -> bool:
+        """False once there is nothing more to plan."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_over() or self._has_room())
-            if self._is_over():
-                return None
-            self._claimed += 1
-            return self._claimed - 1
+            return not self._is_over()
 
-    def _read(self, number: int) -> list[Sample]:
-        step, place = divmod(number, self._share)
-        of_step = self._rank + place * self._world
-        samples = []
-        for entry in self._order.packs(step)[of_step]:
-            if self._closed:
-                break
-            samples.append(self._reader.read(entry))
-        return samples
+    def _take_in(self, wants: list[Want[Place]]) -> int:
+        """Add what the next step wants, and take its place in RAM; returns its bytes."""
+        step = self._planned
+        packs = self._order.share(step, self._rank, self._world)
+        size = 0
+        for pack, parts in enumerate(packs):
+            for part, planned in enumerate(parts):
+                place = Place(step, pack, part, planned.frames_cut)
+                wants.append(Want(planned.entry, place))
+                size += planned.entry.bytes
+        with self._changed:
+            awaited = sum(len(parts) for parts in packs)
+            places: list[list[Sample | Missing]] = [list(map(_absent, parts)) for parts in packs]
+            self._shares[step] = _Share(places, awaited, size)
+            self._planned += 1
+            self.gauges.ram_bytes += size
+        return size
+
+    def _ask(self, each: Range[Place]) -> None:
+        """Fetch a range; every clip of it arrives or is skipped, once."""
+        waiting = set(each.wants)
+
+        def accept(data: memoryview) -> None:
+            refused: CorruptError | None = None
+            for want in tuple(waiting):
+                try:
+                    sample = _clip(want, each, data)
+                except CorruptError as error:
+                    refused = error
+                    continue
+                waiting.discard(want)
+                self._put(want.owner, sample)
+            if refused is not None:
+                raise refused
+
+        def fail(error: DataError) -> None:
+            for want in tuple(waiting):
+                waiting.discard(want)
+                self._skip(want, error)
+
+        self._fetcher.fetch(each.key, each.offset, each.bytes, accept, fail)
+
+    def _skip(self, want: Want[Place], error: DataError) -> None:
+        try:
+            if self._on_skip is None or isinstance(error, AccessError):
+                raise error
+            self._on_skip(Skip(want.owner.step, want.entry, str(error)))
+        except DataError as final:
+            self._stop(final)
+        else:
+            self._put(want.owner, None)
+
+    def _put(self, place: Place, sample: Sample | None) -> None:
+        with self._changed:
+            share = self._shares.get(place.step)
+            if share is None:  # closed meanwhile
+                return
+            if sample is not None:
+                share.packs[place.pack][place.part] = sample
+            share.awaited -= 1
+            if not share.awaited:
+                self._changed.notify_all()
+
+    def _stop(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
 
     def _is_over(self) -> bool:
-        ended = self._claimed == self._stop_step * self._share
+        ended = self._planned == self._stop_step
         return self._closed or self._error is not None or ended
 
     def _has_room(self) -> bool:
-        return self._claimed < (self._step + self._ahead_steps) * self._share
+        if self._planned == self._stop_step or self._closed:
+            return False
+        return self._planned == self._step or self.gauges.ram_bytes < self._ram_bytes
 
-    def _is_ready(self, step: int) -> bool:
-        return all(number in self._ready for number in self._numbers(step))
+    def _is_ready(self) -> bool:
+        share = self._shares.get(self._step)
+        return share is not None and not share.awaited
 
-    def _numbers(self, step: int) -> range:
-        return range(step * self._share, (step + 1) * self._share)
+
+def _absent(planned: Planned) -> Missing:
+    return Missing(planned.entry, planned.entry.latent_frames - planned.frames_cut)
+
+
+def _clip(want: Want[Place], each: Range[Place], data: memoryview) -> Sample:
+    entry = want.entry
+    begin = entry.offset - each.offset
+    sample = clip_of(entry, data[begin : begin + entry.bytes], each.key)
+    if cut := want.owner.frames_cut:
+        return replace(sample, latent=sample.latent[:-cut])
+    return sample
 
 
 def _require_world(packs_per_step: int, world: int) -> None:

@@ -1,8 +1,13 @@
-"""Which clips of a catalogue are meant: a choice by kind and by size of the latent."""
+"""Which clips of a catalogue are meant: a choice by kind, size, data set and quality."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from scalewright.data.clips import Clips
 from scalewright.errors import ConfigError
 
 
@@ -11,7 +16,8 @@ class ClipQuery:
     """Clips of a kind whose latent is within limits, both ends included; as it is, every clip.
 
     Areas are height·width of the latent, so of 512x512 px and 8x8 px a latent cell 4096; None is
-    no limit. A picture has one latent frame.
+    no limit. A picture has one latent frame. `collections`: only clips of these data sets.
+    `min_scores`: only clips whose quality is known and at least that.
     """
 
     kind: Literal["all", "picture", "video"] = "all"
@@ -19,6 +25,8 @@ class ClipQuery:
     max_latent_area: int | None = None
     min_latent_frames: int = 1
     max_latent_frames: int | None = None
+    collections: tuple[str, ...] = ()
+    min_scores: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.kind not in ("all", "picture", "video"):
@@ -35,6 +43,33 @@ class ClipQuery:
                 "kind = 'video' with max_latent_frames = 1; a video has at least 2 latent "
                 "frames, so raise the limit or ask for pictures"
             )
+
+    def mask(self, clips: Clips) -> NDArray[np.bool_]:
+        """Which rows are meant; `ConfigError` for a collection or a score that no clip has."""
+        area, frames = clips.height.astype(np.int64) * clips.width, clips.latent_frames
+        meant = (area >= self.min_latent_area) & (frames >= self.min_latent_frames)
+        if self.max_latent_area is not None:
+            meant &= area <= self.max_latent_area
+        if self.max_latent_frames is not None:
+            meant &= frames <= self.max_latent_frames
+        if self.kind != "all":
+            meant &= clips.is_video if self.kind == "video" else ~clips.is_video
+        if self.collections:
+            _require_known("collections", self.collections, clips.collections)
+            numbers = [clips.collections.index(name) for name in self.collections]
+            meant &= np.isin(clips.collection, numbers)
+        _require_known("min_scores", self.min_scores, clips.scores)
+        for name, least in self.min_scores.items():
+            meant &= clips.scores[name] >= least  # false where it is not known (NaN)
+        return meant
+
+
+def _require_known(key: str, asked: Iterable[str], known: Iterable[str]) -> None:
+    if missing := sorted(set(asked) - set(known)):
+        raise ConfigError(
+            f"clips.{key} names {', '.join(missing)}, which no clip has; there are: "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def _check_limits(name: str, least: int, most: int | None) -> None:

@@ -1,9 +1,19 @@
-"""What a clip is: its entry in the catalogue, and its latent and text once in RAM."""
+"""What a clip is: its entry in the catalogue, its latent and text once in RAM, their makers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What made the latents and the text embeddings: fingerprints of codec and text encoder."""
+
+    codec: str
+    latent_channels: int
+    text_encoder: str
+    text_dim: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +22,8 @@ class Entry:
 
     `latent_frames, height, width` are those of the latent; `offset` and `bytes` locate the
     safetensors member inside its tar shard; `crc32c` is the checksum of those bytes. `scores`:
-    quality by name, from 0 to 1; one that is not there is unknown.
+    quality by name, from 0 to 1; one that is not there is unknown. `collection`: which data set it
+    is of, for queries and mixtures.
     """
 
     id: int
@@ -24,6 +35,7 @@ class Entry:
     height: int
     width: int
     text_tokens: int
+    collection: str = ""
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
@@ -42,3 +54,11 @@ class Sample:
     latent: Tensor  # (T, C, H, W)
     text: Tensor  # (S, text_dim), S >= 1
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A clip that could not be read, in its place: `frames` latent frames that do not count."""
+
+    entry: Entry
+    frames: int

@@ -5,7 +5,6 @@ A shard is a WebDataset-compatible tar of `<key>.safetensors` members, each with
 """
 
 import fcntl
-import functools
 import os
 import re
 import tarfile
@@ -18,18 +17,13 @@ from typing import BinaryIO
 import safetensors.torch
 import torch
 from crc32c import crc32c
-from safetensors import SafetensorError
 from torch import Tensor
 
-from scalewright.data.sample import Entry, Sample
 from scalewright.errors import DataError
 
 SHARD_FOLDER = "shards"
 NULL_TEXT_FILE = "null_text.safetensors"
 MAX_SHARD_BYTES = 64 * 2**20
-OPEN_SHARDS = 256  # file descriptors a reader keeps; the usual limit of a process is 1024
-
-_WAY_OUT = "copy the data folder again from where it was prepared, or run jobs/prepare.py again"
 
 
 @dataclass(frozen=True)
@@ -130,45 +124,6 @@ class ShardWriter:
             self._on_sealed(name)
 
 
-class ShardReader:
-    """Reads clips of a data folder; safe to share between threads."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        # An evicted shard is closed when the last thread that reads it lets go of it.
-        self._shard = functools.lru_cache(maxsize=OPEN_SHARDS)(_Shard)
-
-    def read(self, entry: Entry) -> Sample:
-        """The clip as float32 tensors; `DataError` if the bytes are not those catalogued."""
-        path = self._folder / SHARD_FOLDER / entry.shard
-        where = f"{path} at offset {entry.offset} (clip {entry.id})"
-        data = self._shard(path).read(entry.offset, entry.bytes)
-        if len(data) != entry.bytes:
-            raise DataError(
-                f"{where}: the file ends after {len(data)} of {entry.bytes} bytes; {_WAY_OUT}"
-            )
-        if (checksum := crc32c(data)) != entry.crc32c:
-            raise DataError(
-                f"{where}: checksum {checksum:08x}, but the catalogue says {entry.crc32c:08x}: "
-                f"the bytes changed after they were prepared; {_WAY_OUT}"
-            )
-        return _parse(entry, data, where)
-
-    def null_text(self) -> Tensor:
-        """The embedding of the empty prompt, (S, D) float32."""
-        path = self._folder / NULL_TEXT_FILE
-        try:
-            return safetensors.torch.load(path.read_bytes())["text"].float()
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; {_WAY_OUT}") from None
-        except (SafetensorError, KeyError) as error:
-            raise DataError(f"{path}: not an embedding of a prompt ({error}); {_WAY_OUT}") from None
-
-    def close(self) -> None:
-        """Close the shards; a later `read` opens them again."""
-        self._shard.cache_clear()
-
-
 def write_null_text(folder: Path, text: Tensor) -> None:
     """Store the embedding of the empty prompt, (S, D), as float16."""
     path = folder / NULL_TEXT_FILE
@@ -178,45 +133,6 @@ def write_null_text(folder: Path, text: Tensor) -> None:
         file.write(safetensors.torch.save({"text": _half("null text", "text", text, 2)}))
         _sync(file)
     os.replace(part, path)
-
-
-class _Shard:
-    """An open shard; its descriptor closes with the last reference."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor: int | None = None
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise DataError(f"{path}: the catalogue names this shard; {_WAY_OUT}") from None
-
-    def read(self, offset: int, count: int) -> bytes:
-        assert self._descriptor is not None
-        return os.pread(self._descriptor, count, offset)
-
-    def __del__(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-
-
-def _parse(entry: Entry, data: bytes, where: str) -> Sample:
-    try:
-        tensors = safetensors.torch.load(data)
-        latent, text = tensors["latent"], tensors["text"]
-    except (SafetensorError, KeyError) as error:
-        raise DataError(f"{where}: not a clip in safetensors ({error}); {_WAY_OUT}") from None
-    wanted = (entry.latent_frames, entry.height, entry.width)
-    if latent.ndim != 4 or (latent.shape[0], *latent.shape[2:]) != wanted:
-        raise DataError(
-            f"{where}: latent {tuple(latent.shape)}, but the catalogue says (T, C, H, W) with "
-            f"T, H, W = {wanted}; {_WAY_OUT}"
-        )
-    if text.ndim != 2 or text.shape[0] != entry.text_tokens:
-        raise DataError(
-            f"{where}: text {tuple(text.shape)}, but the catalogue says {entry.text_tokens} "
-            f"tokens; {_WAY_OUT}"
-        )
-    return Sample(entry.id, latent.float(), text.float(), entry.scores)
 
 
 def _half(key: str, name: str, tensor: Tensor, axes: int) -> Tensor:

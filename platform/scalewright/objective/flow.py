@@ -13,7 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from scalewright.data.sample import Sample
+from scalewright.data.sample import Missing, Sample
 from scalewright.errors import ConfigError
 from scalewright.model.packed import PackedBatch, PackItem, pack, patchify
 from scalewright.model.shape import ModelConfig, visual_tokens
@@ -84,8 +84,8 @@ def stratified_levels(config: FlowConfig, count: int) -> list[float]:
 class NoisedPack:
     """A pack ready for the model, and the velocity (Nv, patch_dim) it should predict.
 
-    `weight` (Nv,) is 0 for tokens that are given clean, where nothing is to be predicted; None
-    where there are none. `elements`: numbers of the target that count.
+    `weight` (Nv,) is 0 for tokens that are given clean or are missing, where nothing is to be
+    predicted; None where there are none. `elements`: numbers of the target that count.
     """
 
     batch: PackedBatch
@@ -100,7 +100,7 @@ class NoisedPack:
 
 
 def training_pack(
-    samples: Sequence[Sample],
+    samples: Sequence[Sample | Missing],
     null_text: Tensor,
     config: FlowConfig,
     model: ModelConfig,
@@ -108,23 +108,32 @@ def training_pack(
     seed: int,
     step: int,
 ) -> NoisedPack:
-    """Noise the clips of one pack for `step`; a share of them loses its text."""
+    """Noise the clips of one pack for `step`; a share of them loses its text.
+
+    What is missing has its tokens, of zeros, so that a pack is never empty; they count for nothing.
+    """
     items, targets = [], []
     for sample in samples:
+        if isinstance(sample, Missing):
+            items.append(_nothing(sample, null_text, model))
+            targets.append(patchify(items[-1].latent, model.patch))
+            continue
         generator = keyed_generator("train", seed, sample.id, step)
         tokens = sample.latent.numel() // (sample.latent.shape[1] * math.prod(model.patch))
         level = noise_level(config, generator, tokens)
         dropped = torch.rand((), generator=generator).item() < config.text_dropout
         text = null_text if dropped else sample.text
-        noise = torch.randn(sample.latent.shape, generator=generator)
+        clip = sample.latent.float()
+        noise = torch.randn(clip.shape, generator=generator)
         own = _first_frame_level(config, generator, sample, tokens)
-        latent = _mix(sample.latent, noise, level)
+        latent = _mix(clip, noise, level)
         if own is not None:
-            latent[:1] = _mix(sample.latent[:1], noise[:1], own)
+            latent[:1] = _mix(clip[:1], noise[:1], own)
         scores = _told_scores(config, generator, sample, model)
-        items.append(PackItem(latent, text, level, first_frame_level=own, scores=scores))
-        targets.append(patchify(noise - sample.latent, model.patch))
-    return _noised(items, targets, model)
+        items.append(PackItem(latent, text.float(), level, first_frame_level=own, scores=scores))
+        targets.append(patchify(noise - clip, model.patch))
+    missing = [isinstance(sample, Missing) for sample in samples]
+    return _noised(items, targets, missing, model)
 
 
 def _first_frame_level(
@@ -153,10 +162,21 @@ def _told_scores(
     }
 
 
-def _noised(items: Sequence[PackItem], targets: Sequence[Tensor], model: ModelConfig) -> NoisedPack:
+def _nothing(missing: Missing, null_text: Tensor, model: ModelConfig) -> PackItem:
+    shape = (missing.frames, model.latent_channels, missing.entry.height, missing.entry.width)
+    return PackItem(torch.zeros(shape), null_text, 0.5)
+
+
+def _noised(
+    items: Sequence[PackItem],
+    targets: Sequence[Tensor],
+    missing: Sequence[bool],
+    model: ModelConfig,
+) -> NoisedPack:
     target, weight = torch.cat(list(targets)), None
-    if any(item.first_frame_level == 0 for item in items):
-        weight = torch.cat([_weight(item, model) for item in items])
+    if any(missing) or any(item.first_frame_level == 0 for item in items):
+        parts = (_weight(item, model) for item in items)
+        weight = torch.cat([w * (not gone) for w, gone in zip(parts, missing, strict=True)])
     counted = len(target) if weight is None else int(weight.sum())
     return NoisedPack(pack(items, model), target, weight, counted * target.shape[1])
 
@@ -180,7 +200,7 @@ def evaluation_pack(
         noise = torch.randn(sample.latent.shape, generator=generator)
         items.append(PackItem(_mix(sample.latent, noise, level), sample.text, level))
         targets.append(patchify(noise - sample.latent, model.patch))
-    return _noised(items, targets, model)
+    return _noised(items, targets, [False] * len(items), model)
 
 
 def squared_error(prediction: Tensor, pack: NoisedPack) -> Tensor:

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from scalewright.config import read_toml, to_dict, to_toml
-from scalewright.data.catalogue import Catalogue, DataInfo
+from scalewright.data.catalogue import Catalogue
 from scalewright.data.codec import Codec, HaarCodec
 from scalewright.data.media import Sampling, read_media, to_tensor
-from scalewright.data.sample import Entry
+from scalewright.data.sample import DataInfo, Entry
 from scalewright.data.shards import MAX_SHARD_BYTES, SHARD_FOLDER, ShardWriter, write_null_text
+from scalewright.data.snapshot import FILE_NAME, write_snapshot
 from scalewright.data.text import ByteNgramEncoder, TextEncoder
 from scalewright.errors import ConfigError, DataError
 from scalewright.prepare.intake import Encoded, Intake
@@ -241,7 +242,9 @@ def _summary(
     catalogue: Catalogue, out: Path, clips_before: int, strangers: list[str], seconds: float
 ) -> Summary:
     entries = _entries(catalogue)
-    if not entries:
+    if entries:
+        write_snapshot(catalogue.snapshot(), out / FILE_NAME)
+    else:
         raise DataError(f"{out}: no clip could be made; the catalogue tells why of each file")
     return Summary(
         clips=len(entries),

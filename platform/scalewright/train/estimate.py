@@ -4,7 +4,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from scalewright.data.packing import legal_worlds
+from scalewright.data.settings import legal_worlds
 from scalewright.errors import ConfigError
 from scalewright.model.memory import MemoryEstimate, memory_estimate
 from scalewright.model.shape import block_parameters, parameters

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scalewright.data.packing import LeftOut, data_step
+from scalewright.data.order import LeftOut, data_step
 from scalewright.errors import ConfigError, DivergedError
 
 LEFT_OUT = "left_out.json"

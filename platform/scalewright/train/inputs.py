@@ -1,4 +1,4 @@
-"""What a run reads: the catalogue's entries in their planned order, and the checks before it."""
+"""What a run reads: its snapshot of the catalogue in planned order, and the checks before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,26 +6,37 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scalewright.config import to_dict
-from scalewright.data.assumed import assumed_entries, matches
-from scalewright.data.catalogue import Catalogue, DataInfo, Split
-from scalewright.data.packing import LeftOut, PackOrder
-from scalewright.data.sample import Entry, Sample
-from scalewright.data.shards import ShardReader
+from scalewright.data.assumed import assumed_clips
+from scalewright.data.clips import Clips
+from scalewright.data.order import LeftOut, PackOrder
+from scalewright.data.pinning import pinned_snapshot
+from scalewright.data.reading import ClipReader
+from scalewright.data.sample import DataInfo, Entry, Sample
+from scalewright.data.snapshot import Snapshot, snapshot_of
+from scalewright.data.storage import open_storage
 from scalewright.errors import ConfigError, DataError
-from scalewright.model.shape import ClipTokens, ModelConfig, train_flops, visual_tokens
+from scalewright.model.shape import ClipTokens, ModelConfig, train_flops
 from scalewright.train.run import RunConfig
 from scalewright.train.stages import Settings
+from scalewright.train.weigh import weigh_in
+
+# What of the `data` settings the order of clips depends on.
+ORDERING = (
+    "pack_tokens", "pack_frames", "pack_flops", "packs_per_step", "buffers", "trim_frames",
+    "balance_steps", "mixture", "shuffle_clips",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run on its data: `clips` in planned `order`, and what it is validated on."""
+    """One stage of a run on its data: clips in planned `order`, and what it is validated on."""
 
     settings: Settings
-    clips: list[ClipTokens]
     order: PackOrder
     validation: list[Entry]
 
@@ -66,84 +77,96 @@ class Work:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A data folder as one run sees it. `snapshot` pins the training clips and their codec."""
+    """A data folder as one run sees it, by the snapshot that the run is pinned to."""
 
-    info: DataInfo
-    snapshot: str
+    snapshot: Snapshot
     work: Work
-    reader: ShardReader
-    catalogue: Catalogue
+    reader: ClipReader
+
+    @property
+    def info(self) -> DataInfo:
+        return self.snapshot.info
 
     @cached_property
     def null_text(self) -> Tensor:
         return self.reader.null_text()
 
     def read(self, entries: list[Entry]) -> list[Sample]:
-        return [self.reader.read(entry) for entry in entries]
+        return self.reader.read(entries)
 
 
-def open_inputs(config: RunConfig, folder: Path) -> Inputs:
-    """Open the data folder for a run; every mismatch between data and model is an error here."""
-    catalogue = Catalogue.open(folder)
-    check_match(config, catalogue.info, folder)
+def open_inputs(config: RunConfig, data: str | Path, pinned: Path | None = None) -> Inputs:
+    """Open the data of a run; every mismatch between data and model is an error here.
+
+    `pinned`: the file that holds the run's snapshot, or is to hold it from now on.
+    """
+    snapshot = pinned_snapshot(str(data), config.data.catalogue, pinned)
+    check_match(config, snapshot.info, str(data))
     return Inputs(
-        info=catalogue.info,
-        snapshot=catalogue.snapshot("train"),
-        work=Work(tuple(_stage(config, settings, catalogue) for settings in config.settings())),
-        reader=ShardReader(folder),
-        catalogue=catalogue,
+        snapshot=snapshot,
+        work=Work(tuple(_stage(config, each, snapshot, str(data)) for each in config.settings())),
+        reader=ClipReader(open_storage(str(data))),
     )
 
 
 def assumed_work(config: RunConfig) -> Work:
     """The work of a run whose data are not there, on clips of the sizes that the config assumes."""
-    entries = assumed_entries(config.data.assumed_clips)
-    entries = [replace(entry, scores=dict.fromkeys(config.model.scores, 0.5)) for entry in entries]
+    clips = assumed_clips(config.data.assumed_clips, config.model.scores)
+    info = DataInfo("assumed", config.model.latent_channels, "assumed", config.model.text_dim)
+    snapshot = snapshot_of(info, 0, clips, np.zeros(len(clips), np.bool_))
     stages = []
     for settings in config.settings():
-        chosen = [entry for entry in entries if matches(settings.clips, entry)]
-        if not chosen:
+        rows = snapshot.rows(settings.clips)
+        if not len(rows):
             raise ConfigError(
                 f"data.assumed_clips = {list(config.data.assumed_clips)} holds none for the stage "
                 f"from step {settings.begin}, which asks for {settings.clips}; add one"
             )
-        stages.append(_planned(config, settings, chosen, []))
+        stages.append(_planned(config, settings, clips, rows, []))
     return Work(tuple(stages))
 
 
-def _stage(config: RunConfig, settings: Settings, catalogue: Catalogue) -> Stage:
-    entries = _entries(catalogue, "train", settings, "run jobs/prepare.py on media")
-    way_out = "prepare it with a --validation-share"
-    validation = _entries(catalogue, "validation", settings, way_out)
-    chosen = pick_validation(validation, config.log.validation_clips)
-    return _planned(config, settings, entries, chosen)
+def _stage(config: RunConfig, settings: Settings, snapshot: Snapshot, where: str) -> Stage:
+    held_out = _rows(snapshot, settings, where, validation=True)
+    chosen = pick_validation(snapshot.clips, held_out, config.log.validation_clips)
+    rows = _rows(snapshot, settings, where, validation=False)
+    return _planned(config, settings, snapshot.clips, rows, chosen)
 
 
 def _planned(
-    config: RunConfig, settings: Settings, entries: list[Entry], validation: list[Entry]
+    config: RunConfig,
+    settings: Settings,
+    clips: Clips,
+    rows: NDArray[np.int64],
+    validation: list[Entry],
 ) -> Stage:
-    _check_scores(settings.model, entries)
-    clips = clip_tokens(settings.model, entries)
-    order = PackOrder(entries, clips, settings.data, config.seed, begin=settings.begin)
-    return Stage(settings, clips, order, validation)
+    _check_scores(settings.model, clips, rows)
+    weigh = weigh_in(settings.model)
+    order = PackOrder(clips, rows, weigh, settings.data, config.seed, begin=settings.begin)
+    return Stage(settings, order, validation)
 
 
-def _entries(catalogue: Catalogue, split: Split, settings: Settings, way_out: str) -> list[Entry]:
-    entries = catalogue.entries(split, settings.clips)
-    if entries:
-        return entries
-    if catalogue.entries(split):
+def _rows(
+    snapshot: Snapshot, settings: Settings, where: str, *, validation: bool
+) -> NDArray[np.int64]:
+    rows = snapshot.rows(settings.clips, validation=validation)
+    if len(rows):
+        return rows
+    split = "validation" if validation else "training"
+    if (snapshot.validation == validation).any():
         raise DataError(
-            f"{catalogue.path}: no {split} clip for the stage from step {settings.begin}, which "
-            f"asks for {settings.clips}; widen stages.clips, or prepare such clips"
+            f"{where}: no {split} clip for the stage from step {settings.begin}, which asks for "
+            f"{settings.clips}; widen stages.clips, or prepare such clips"
         )
-    kind = "training" if split == "train" else split
-    raise DataError(f"{catalogue.path}: no {kind} clip in the catalogue; {way_out}")
+    way_out = (
+        "prepare it with a --validation-share" if validation else "run jobs/prepare.py on media"
+    )
+    raise DataError(f"{where}: no {split} clip in the catalogue; {way_out}")
 
 
-def _check_scores(model: ModelConfig, entries: list[Entry]) -> None:
+def _check_scores(model: ModelConfig, clips: Clips, rows: NDArray[np.int64]) -> None:
     """A score that no clip has would be a condition that the model never sees."""
-    there = {name for entry in entries for name in entry.scores}
+    there = {name for name, column in clips.scores.items() if not np.isnan(column[rows]).all()}
     unknown = [name for name in model.scores if name not in there]
     if unknown:
         raise ConfigError(
@@ -152,15 +175,7 @@ def _check_scores(model: ModelConfig, entries: list[Entry]) -> None:
         )
 
 
-def clip_tokens(model: ModelConfig, entries: list[Entry]) -> list[ClipTokens]:
-    """Tokens of every entry under the model's patch size."""
-    return [
-        ClipTokens(visual_tokens(model, e.latent_frames, e.height, e.width), e.text_tokens)
-        for e in entries
-    ]
-
-
-def check_match(config: RunConfig, info: DataInfo, folder: Path) -> None:
+def check_match(config: RunConfig, info: DataInfo, folder: str) -> None:
     """The run must speak of the folder's latents and text: same makers if pinned, same sizes."""
     for key, pinned, found in (
         ("codec", config.data.codec, info.codec),
@@ -182,25 +197,26 @@ def check_match(config: RunConfig, info: DataInfo, folder: Path) -> None:
             )
 
 
-def pick_validation(entries: list[Entry], count: int) -> list[Entry]:
+def pick_validation(clips: Clips, rows: NDArray[np.int64], count: int) -> list[Entry]:
     """At most `count` clips, pictures and videos in equal parts as far as there are any."""
-    pictures = [entry for entry in entries if not entry.is_video]
-    videos = [entry for entry in entries if entry.is_video]
+    is_video = clips.is_video[rows]
+    pictures, videos = rows[~is_video], rows[is_video]
     share = max(count // 2, count - len(videos))
-    chosen = pictures[:share]
-    return chosen + videos[: count - len(chosen)]
+    chosen = pictures[:share].tolist()
+    chosen += videos[: count - len(chosen)].tolist()
+    return [clips.entry(row) for row in chosen]
 
 
 def identity(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What must stay the same for a run to be resumed: all that its numbers depend on."""
     tree = to_dict(config)
     kept = ("seed", "steps", "model", "flow", "stages", "optimizer", "guard", "activation_penalty")
-    data = {key: tree["data"][key] for key in ("pack_tokens", "packs_per_step")}
+    data = {key: value for key, value in tree["data"].items() if key in ORDERING}
     return {
         **{key: tree[key] for key in kept},
         "data": data,
         "compute": config.parallel.compute,
-        "snapshot": inputs.snapshot,
+        "snapshot": inputs.snapshot.digest,
         "codec": inputs.info.codec,
         "text_encoder": inputs.info.text_encoder,
     }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from scalewright.data.packing import DataConfig, legal_worlds
+from scalewright.data.settings import DataConfig, legal_worlds
 from scalewright.errors import ConfigError
 from scalewright.model.memory import Recompute
 from scalewright.model.shape import ModelConfig

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from scalewright.data.packing import DataConfig
 from scalewright.data.query import ClipQuery
+from scalewright.data.settings import DataConfig
 from scalewright.errors import ConfigError
 from scalewright.model.shape import ModelConfig
 from scalewright.objective.flow import FlowConfig

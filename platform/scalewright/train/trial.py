@@ -107,7 +107,7 @@ def run_trial(base: RunConfig, trial: Trial, data: Path) -> dict[str, Any]:
         "schedule": config.optimizer.schedule,
         "wall_s": round(time.perf_counter() - begin_s, 3),
         "config_digest": digest(config),
-        "data_digest": inputs.snapshot,
+        "data_digest": inputs.snapshot.digest,
         "code_version": __version__,
         **outcome,
     }
@@ -117,7 +117,7 @@ def _train(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     training = begin_training(config, current_world(torch.device("cpu")))
     losses: list[torch.Tensor] = []
     with Loader(
-        inputs.reader,
+        inputs.reader.fetcher,
         inputs.work.stages[0].order,
         rank=0,
         world=1,

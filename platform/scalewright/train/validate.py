@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scalewright.data.packing import plan_epoch
+from scalewright.data.packing import Item, Limits, packs_of
 from scalewright.data.sample import Sample
-from scalewright.model.shape import ClipTokens, ModelConfig, visual_tokens
+from scalewright.model.shape import ModelConfig, visual_tokens
 from scalewright.objective.flow import (
     FlowConfig,
     evaluation_pack,
@@ -91,15 +91,17 @@ def plan_validation(
 ) -> Validation:
     """Every clip at `levels` stratified noise levels of the training distribution."""
     strata = stratified_levels(flow, levels)
-    places, tokens = [], []
+    places: list[Place] = []
+    items: list[Item] = []
     for sample in samples:
         T, _, H, W = sample.latent.shape
         count = visual_tokens(model, T, H, W)
         for stratum, level in enumerate(strata):
+            size = min(count + len(sample.text), pack_tokens)  # a larger one has its own pack
+            items.append(Item(len(places), 0, size, 0.0))
             places.append(Place(sample, stratum, shifted(level, flow, count)))
-            tokens.append(ClipTokens(count, len(sample.text)))
-    plan = plan_epoch(tokens, pack_tokens, seed=seed, epoch=0)
-    packs = tuple(tuple(places[index] for index in pack) for pack in plan)
+    plan = packs_of(items, Limits(pack_tokens))
+    packs = tuple(tuple(places[part.row] for part in pack.parts) for pack in plan)
     return Validation(packs, tuple(strata), model, seed)
 
 

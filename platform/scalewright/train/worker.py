@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
+SNAPSHOT = "snapshot.arrow"
 NULL_TEXT = "null_text.safetensors"
 
 
@@ -54,7 +55,7 @@ class RunPlace:
     """
 
     folder: Path
-    data: Path
+    data: str | Path
     attempt: int
     codec_weights: Path | None = None
 
@@ -78,7 +79,7 @@ class _Worker:
 
     def __init__(self, config: RunConfig, place: RunPlace, world: World) -> None:
         self.config, self.place, self.world = config, place, world
-        self.inputs = open_inputs(config, place.data)
+        self.inputs = open_inputs(config, place.data, place.folder / SNAPSHOT)
         self.identity = identity(config, self.inputs)
         self.training = begin_training(config, world)
         self.checkpoints = Checkpointer(
@@ -125,7 +126,7 @@ class _Worker:
     def _train_stage(self, stage: Stage, start: int) -> Rewind | None:
         self.validation = self._plan_validation(stage)
         loader = Loader(
-            self.inputs.reader,
+            self.inputs.reader.fetcher,
             stage.order,
             rank=self.world.rank,
             world=self.world.size,
@@ -141,7 +142,7 @@ class _Worker:
                 self._step(data)
                 done = data.step + 1
                 if self._due(done, log.every_steps, every, *also) or done == stage.settings.end:
-                    wait_s, waited_s = loader.wait_s - waited_s, loader.wait_s
+                    wait_s, waited_s = loader.gauges.wait_s - waited_s, loader.gauges.wait_s
                     rewind = self._report(done, wait_s)
                     if rewind is not None:
                         return rewind

@@ -1,0 +1,214 @@
+"""Reads ranges from a store that fails now and then: tries again, asks twice, gives up in time.
+
+A failed try is repeated after a random pause that grows; one that takes far longer than others is
+asked for a second time while the first still runs, and whichever answers first counts. Past its
+deadline a range has failed for good. So a caller hears of every range, once, and in bounded time.
+"""
+
+import heapq
+import logging
+import math
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scalewright.data.ranges import CorruptError
+from scalewright.data.storage import Storage, StoreError
+from scalewright.errors import DataError
+
+THREADS = 32
+TICK_S = 0.1
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+CORRUPT_TRIES = 3
+HEDGE_AT_LEAST_S, HEDGE_AT_FIRST_S = 1.0, 4.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Gauges:
+    """What a fetcher did so far."""
+
+    requests: int = 0
+    bytes: int = 0
+    retries: int = 0
+    hedges: int = 0
+    corrupt: int = 0
+    failed: int = 0
+
+
+@dataclass(eq=False)
+class _Flight:
+    key: str
+    offset: int
+    size: int
+    accept: Callable[[memoryview], None]
+    fail: Callable[[DataError], None]
+    began_s: float = math.inf
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    over: bool = False
+    running: int = 0
+    tries: int = 0
+    corrupt: int = 0
+    tried_s: float = 0.0
+    error: DataError | None = None
+
+
+class Fetcher:
+    """Threads that read ranges of a store; `accept` and `fail` are called from them."""
+
+    def __init__(
+        self, storage: Storage, *, threads: int = THREADS, deadline_s: float = 120.0
+    ) -> None:
+        self.gauges = Gauges()
+        self._storage = storage
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
+        self._flights: set[_Flight] = set()
+        self._later: list[tuple[float, int, _Flight]] = []
+        self._durations: deque[float] = deque(maxlen=256)
+        self._closed = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        self._watch = threading.Thread(target=self._watch_over, name="fetch-watch", daemon=True)
+        for thread in (*self._threads, self._watch):
+            thread.start()
+
+    def fetch(
+        self,
+        key: str,
+        offset: int,
+        size: int,
+        accept: Callable[[memoryview], None],
+        fail: Callable[[DataError], None],
+    ) -> None:
+        """Read a range; `accept` gets its bytes, and may refuse them with `CorruptError`.
+
+        `fail` gets the error where that is final: the object missing, refused, or past its
+        deadline.
+        """
+        flight = _Flight(key, offset, size, accept, fail)
+        with self._lock:
+            self._flights.add(flight)
+        self._queue.put(flight)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Let no more be called; a read that hangs is left to its thread."""
+        self._closed.set()
+        with self._lock:
+            for flight in self._flights:
+                flight.over = True
+            self._flights.clear()
+        for _ in self._threads:
+            self._queue.put(None)
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                logger.warning("%s: a read has not returned for %g s", thread.name, timeout_s)
+
+    def _work(self) -> None:
+        while (flight := self._queue.get()) is not None:
+            if self._closed.is_set():
+                return
+            with flight.lock:
+                if flight.over:
+                    continue
+                flight.running += 1
+                flight.tries += 1
+                flight.tried_s = time.monotonic()
+                flight.began_s = min(flight.began_s, flight.tried_s)
+            self._try(flight)
+
+    def _try(self, flight: _Flight) -> None:
+        begin_s = time.monotonic()
+        with self._lock:
+            self.gauges.requests += 1
+        try:
+            data = memoryview(self._storage.read(flight.key, flight.offset, flight.size))
+            with flight.lock:
+                if flight.over:
+                    return
+                flight.accept(data)
+                flight.over = True
+            with self._lock:
+                self.gauges.bytes += len(data)
+                self._durations.append(time.monotonic() - begin_s)
+                self._flights.discard(flight)
+        except StoreError as error:
+            self._again(flight, error)
+        except DataError as error:
+            self._end(flight, error)
+        except Exception as error:  # a bug here must reach the caller, not kill a thread unseen
+            logger.exception("%s at %d", flight.key, flight.offset)
+            self._end(flight, DataError(f"{flight.key} at {flight.offset}: {error!r}"))
+        finally:
+            with flight.lock:
+                flight.running -= 1
+
+    def _again(self, flight: _Flight, error: StoreError) -> None:
+        now = time.monotonic()
+        flight.error = error
+        flight.corrupt += isinstance(error, CorruptError)
+        with self._lock:
+            self.gauges.corrupt += isinstance(error, CorruptError)
+        if flight.corrupt >= CORRUPT_TRIES:
+            self._end(flight, error)
+            return
+        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**flight.tries)
+        pause_s = random.uniform(0, longest)
+        if now + pause_s - flight.began_s > self._deadline_s:
+            self._end(flight, error)
+            return
+        with self._lock:
+            self.gauges.retries += 1
+            heapq.heappush(self._later, (now + pause_s, id(flight), flight))
+
+    def _end(self, flight: _Flight, error: DataError) -> None:
+        with flight.lock:
+            if flight.over:
+                return
+            flight.over = True
+        with self._lock:
+            self._flights.discard(flight)
+            self.gauges.failed += 1
+        flight.fail(error)
+
+    def _watch_over(self) -> None:
+        """Puts flights back whose pause is over, doubles slow ones, ends those past deadline."""
+        while not self._closed.wait(TICK_S):
+            now = time.monotonic()
+            with self._lock:
+                while self._later and self._later[0][0] <= now:
+                    self._queue.put(heapq.heappop(self._later)[2])
+                flights = list(self._flights)
+                hedge_s = self._hedge_s()
+            for flight in flights:
+                if now - flight.began_s > self._deadline_s:
+                    self._end(flight, flight.error or _too_late(flight, self._deadline_s))
+                elif flight.running == 1 and now - flight.tried_s > hedge_s:
+                    with self._lock:
+                        self.gauges.hedges += 1
+                    flight.tried_s = now
+                    self._queue.put(flight)
+
+    def _hedge_s(self) -> float:
+        """Longer than 99 of 100 of the last reads took."""
+        if len(self._durations) < 32:
+            return HEDGE_AT_FIRST_S
+        return max(
+            HEDGE_AT_LEAST_S, 1.5 * sorted(self._durations)[int(len(self._durations) * 0.99)]
+        )
+
+
+def _too_late(flight: _Flight, deadline_s: float) -> DataError:
+    return StoreError(
+        f"{flight.key} at {flight.offset}: no answer of {flight.size} bytes in {deadline_s:g} s"
+    )

@@ -1,0 +1,258 @@
+"""Which packs each step of a run eats: a pure function of (clips, config, seed, step), no I/O.
+
+Blocks of shuffled clips become packs; packs, counted from the run's first, become steps of
+`packs_per_step`. Among `balance_steps` steps packs are exchanged so that all of a step cost about
+the same, and a step's packs are dealt to ranks so that each has as much to do. Ranks only share a
+step out: at any number of them it holds the same clips.
+"""
+
+import copy
+import heapq
+import threading
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalewright.data.clips import Clips
+from scalewright.data.draws import Draws
+from scalewright.data.measure import WEIGHED_AT_ONCE, Measure, Weigh
+from scalewright.data.packing import Item, Limits, Pack, packs_of
+from scalewright.data.sample import Entry
+from scalewright.data.settings import DataConfig
+from scalewright.data.shuffle import key_of, shuffled
+from scalewright.errors import ConfigError
+from scalewright.model.shape import ClipTokens
+
+CACHED = 4  # blocks and windows that are kept
+
+
+class Planned(NamedTuple):
+    """A clip of a pack, and how many latent frames of its tail are left out."""
+
+    entry: Entry
+    frames_cut: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place from which on packs can be planned: a block, and the number of its first pack."""
+
+    block: int = 0
+    pack: int = 0
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Data that are not trained on: those of `steps` steps from the data step `begin`."""
+
+    begin: int
+    steps: int
+
+
+def data_step(step: int, left_out: Sequence[LeftOut]) -> int:
+    """Which step's data a step trains on, those that were left out passed over."""
+    for part in sorted(left_out, key=lambda part: part.begin):
+        if step >= part.begin:
+            step += part.steps
+    return step
+
+
+class PackOrder:
+    """The endless sequence of steps over `rows` of `clips`, found at random from any thread.
+
+    Steps count from that of the run's first; `begin` is the one that begins with the first pack.
+    How many packs a block gives is known once it is planned, so reaching a step for the first time
+    plans what lies before it, from `mark` on.
+    """
+
+    def __init__(
+        self,
+        clips: Clips,
+        rows: NDArray[np.int64],
+        weigh: Weigh,
+        config: DataConfig,
+        seed: int,
+        begin: int = 0,
+        mark: Mark | None = None,
+    ) -> None:
+        if seed < 0:
+            raise ConfigError(f"seed = {seed}; it must be at least 0")
+        self.config = config
+        self.clips = clips
+        self._measure = Measure(clips, rows, weigh, config)
+        self._draws = Draws(clips, rows, config, seed)
+        self._rows, self._weigh = rows, weigh
+        self._seed = seed
+        self._begin = begin
+        self._mark = mark or Mark()
+        self._starts = [self._mark.pack]  # of the blocks from the mark on, as far as they are known
+        self._blocks: OrderedDict[int, _Block] = OrderedDict()
+        self._windows: OrderedDict[int, list[list[Pack]]] = OrderedDict()
+        self._lock = threading.RLock()
+        self._left_out: tuple[LeftOut, ...] = ()
+
+    def without(self, left_out: Sequence[LeftOut]) -> "PackOrder":
+        """The same order, some data left out; what is planned is shared."""
+        other = copy.copy(self)
+        other._left_out = tuple(left_out)
+        return other
+
+    def packs(self, step: int) -> list[tuple[Planned, ...]]:
+        """The packs of a step, exactly `packs_per_step` of them."""
+        return [self._planned(pack) for pack in self._step(step)]
+
+    def share(self, step: int, rank: int, world: int) -> list[tuple[Planned, ...]]:
+        """One rank's packs of a step: as many as every other's, and of nearly the same cost."""
+        packs = self._step(step)
+        return [self._planned(packs[place]) for place in deal([p.cost for p in packs], world)[rank]]
+
+    def tokens(self, step: int) -> list[ClipTokens]:
+        """Tokens of every clip of a step, all packs together."""
+        parts = [part for pack in self._step(step) for part in pack.parts]
+        clips = self.clips.take(np.array([part.row for part in parts]))
+        weights = self._weigh(clips)
+        cut = np.array([part.frames_cut for part in parts])
+        visual = weights.visual - cut * (weights.visual // clips.latent_frames)
+        return [
+            ClipTokens(*pair) for pair in zip(visual.tolist(), weights.text.tolist(), strict=True)
+        ]
+
+    def entries(self) -> list[Entry]:
+        """Every clip of the order, by id; only for few."""
+        return [self.clips.entry(row) for row in self._rows.tolist()]
+
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """How many clips there are of each (visual, text) number of tokens."""
+        found: Counter[tuple[int, int]] = Counter()
+        for begin in range(0, len(self._rows), WEIGHED_AT_ONCE):
+            weights = self._weigh(self.clips.take(self._rows[begin : begin + WEIGHED_AT_ONCE]))
+            found.update(zip(weights.visual.tolist(), weights.text.tolist(), strict=True))
+        return found
+
+    def costs(self, step: int) -> list[float]:
+        """FLOPs of each pack of a step."""
+        return [pack.cost for pack in self._step(step)]
+
+    def epoch_of(self, step: int) -> float:
+        """How many epochs have been seen when `step` begins."""
+        with self._lock:
+            block, place = self._find(self._first_pack(step))
+            return (block + place / len(self._block(block).all())) / self._draws.blocks_per_epoch
+
+    def fill(self) -> float:
+        """Mean share of the limit on size that the packs of the first block use."""
+        with self._lock:
+            packs = self._block(0).all()
+        return sum(pack.size for pack in packs) / (len(packs) * self._measure.limits.size)
+
+    def flushed(self) -> int:
+        """Packs of the first block that its end closed before they were full."""
+        with self._lock:
+            return sum(pack.flushed for pack in self._block(0).all())
+
+    def mark(self, step: int) -> Mark:
+        """From where on a resumed run must plan to find `step`."""
+        window = self._first_pack(step) // self._window_packs * self._window_packs
+        with self._lock:
+            block, _ = self._find(window)
+            return Mark(block, self._starts[block - self._mark.block])
+
+    @property
+    def _window_packs(self) -> int:
+        return self.config.balance_steps * self.config.packs_per_step
+
+    def _first_pack(self, step: int) -> int:
+        step = data_step(step, self._left_out) - self._begin
+        if step < 0:
+            raise ValueError(f"step {step}: steps count from 0")
+        return step * self.config.packs_per_step
+
+    def _step(self, step: int) -> list[Pack]:
+        window, place = divmod(self._first_pack(step), self._window_packs)
+        with self._lock:
+            if window not in self._windows:
+                self._windows[window] = self._window(window)
+            while len(self._windows) > CACHED:
+                self._windows.popitem(last=False)
+            return self._windows[window][place // self.config.packs_per_step]
+
+    def _window(self, window: int) -> list[list[Pack]]:
+        """Some steps at once: packs sorted by cost, cut into steps, the steps in random order."""
+        size, first = self.config.packs_per_step, window * self._window_packs
+        packs = [self._pack(number) for number in range(first, first + self._window_packs)]
+        if self.config.balance_steps > 1:
+            packs.sort(key=lambda pack: -pack.cost)
+        steps = [packs[place : place + size] for place in range(0, len(packs), size)]
+        places = np.arange(len(steps), dtype=np.int64)
+        return [steps[place] for place in shuffled(places, key_of(self._seed, "steps", window))]
+
+    def _pack(self, number: int) -> Pack:
+        block, place = self._find(number)
+        return self._block(block).packs[place]
+
+    def _find(self, number: int) -> tuple[int, int]:
+        """The block that holds a pack, and its place there."""
+        if number < self._mark.pack:
+            self._mark, self._starts = Mark(), [0]
+        while True:
+            known = bisect_right(self._starts, number) - 1
+            block, place = self._mark.block + known, number - self._starts[known]
+            if known < len(self._starts) - 1 or self._block(block).reaches(place):
+                return block, place
+            self._starts.append(self._starts[-1] + len(self._block(block).all()))
+
+    def _block(self, block: int) -> "_Block":
+        if block not in self._blocks:
+            rows = self._draws.rows(block)
+            items = self._measure.items(rows, self.clips.take(rows))
+            self._blocks[block] = _Block(items, self._measure.limits)
+        self._blocks.move_to_end(block)
+        while len(self._blocks) > CACHED:
+            self._blocks.popitem(last=False)
+        return self._blocks[block]
+
+    def _planned(self, pack: Pack) -> tuple[Planned, ...]:
+        return tuple(Planned(self.clips.entry(part.row), part.frames_cut) for part in pack.parts)
+
+
+def deal(costs: Sequence[float], world: int) -> list[list[int]]:
+    """Places of packs for each rank: equally many, the costliest to who has least to do so far.
+
+    (Graham 1969, longest processing time first, with equal counts.)
+    """
+    share = len(costs) // world
+    hands: list[list[int]] = [[] for _ in range(world)]
+    queue = [(0.0, rank) for rank in range(world)]
+    for place in sorted(range(len(costs)), key=lambda place: (-costs[place], place)):
+        total, rank = heapq.heappop(queue)
+        hands[rank].append(place)
+        if len(hands[rank]) < share:
+            heapq.heappush(queue, (total + costs[place], rank))
+    return hands
+
+
+class _Block:
+    """The packs of one block, made as far as they are asked for."""
+
+    def __init__(self, items: Iterator[Item], limits: Limits) -> None:
+        self.packs: list[Pack] = []
+        self._more: Iterator[Pack] | None = packs_of(items, limits)
+
+    def reaches(self, place: int) -> bool:
+        """Whether the block has a pack `place`."""
+        while self._more is not None and len(self.packs) <= place:
+            if (pack := next(self._more, None)) is None:
+                self._more = None
+            else:
+                self.packs.append(pack)
+        return len(self.packs) > place
+
+    def all(self) -> list[Pack]:
+        while self._more is not None:
+            self.reaches(len(self.packs))
+        return self.packs

@@ -1,0 +1,196 @@
+"""Where bytes lie: a folder or an S3 bucket, behind one way to read and write ranges.
+
+Every failure of a store is one of three, and says which: the object is not there (`MissingError`),
+access was refused (`AccessError`), or the store failed for now (`StoreError`), which alone is
+worth another try. Messages name the key and the cause, never a signed URL or a secret.
+"""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from scalewright.errors import DataError
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 15.0  # without a byte; a stalled answer ends here at the latest
+CONNECTIONS = 64
+
+
+class MissingError(DataError):
+    """The object is not there, and will not be."""
+
+
+class AccessError(DataError):
+    """The store refuses: credentials are wrong, expired or too weak."""
+
+
+class StoreError(DataError):
+    """The store failed, was too slow or gave too few bytes; another try may do."""
+
+
+class Storage(Protocol):
+    """Objects by key, under a prefix; safe to share between threads."""
+
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes: ...
+
+    def write(self, key: str, data: bytes) -> None: ...
+
+    def keys(self, prefix: str) -> list[str]: ...
+
+
+def open_storage(place: str) -> Storage:
+    """`s3://bucket/prefix`, with credentials and endpoint as boto3 finds them, or a folder."""
+    if "://" not in place:
+        return Folder(Path(place))
+    parts = urlsplit(place)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise DataError(f"{place!r}: expected a folder, or s3://bucket/prefix")
+    return Bucket(parts.netloc, parts.path.strip("/"))
+
+
+def place_of(home: Path, path: str) -> str:
+    """A place as every process can open it: a URL as it is, a path under `home`, absolute."""
+    return path if "://" in path else str((home / path).resolve())
+
+
+class Folder:
+    """A folder as a store; keys are paths under it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
+        path = self._root / key
+        try:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size - offset if size is None else size
+                data = os.pread(file.fileno(), size, offset)
+        except FileNotFoundError:
+            raise MissingError(f"{path}: no such file") from None
+        except PermissionError as error:
+            raise AccessError(f"{path}: {error.strerror}") from None
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from None
+        if len(data) != size:
+            raise StoreError(f"{path}: ends after {len(data)} of {size} bytes at {offset}")
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        path = self._root / key
+        part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise StoreError(f"{path}: {error.strerror}") from None
+
+    def keys(self, prefix: str) -> list[str]:
+        found = (path for path in self._root.rglob("*") if path.is_file())
+        names = (str(path.relative_to(self._root)) for path in found)
+        return sorted(name for name in names if name.startswith(prefix))
+
+
+class Bucket:
+    """A bucket, or what is under a prefix of it, over boto3.
+
+    Its client is made anew in a process that was forked from this one: sockets must not be shared.
+    Tries are the caller's, who knows the deadline; this one tries once.
+    """
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._lock = threading.Lock()
+        self._clients: dict[int, Any] = {}
+
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
+        asked = {} if size is None and not offset else {"Range": _range(offset, size)}
+        with _translated(self._place(key)):
+            answer = self._client().get_object(Bucket=self._bucket, Key=self._prefix + key, **asked)
+            with answer["Body"] as body:
+                data: bytes = body.read()
+        if size is not None and len(data) != size:
+            raise StoreError(f"{self._place(key)}: gave {len(data)} of {size} bytes at {offset}")
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        with _translated(self._place(key)):
+            self._client().put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
+
+    def keys(self, prefix: str) -> list[str]:
+        with _translated(self._place(prefix)):
+            pages = (
+                self._client()
+                .get_paginator("list_objects_v2")
+                .paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+            )
+            found = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        return sorted(key.removeprefix(self._prefix) for key in found)
+
+    def _place(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._prefix}{key}"
+
+    def _client(self) -> Any:
+        with self._lock:
+            if (process := os.getpid()) not in self._clients:
+                self._clients = {process: _new_client()}
+            return self._clients[process]
+
+
+def _range(offset: int, size: int | None) -> str:
+    return f"bytes={offset}-" + ("" if size is None else str(offset + size - 1))
+
+
+def _new_client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    # A session of its own: the default one of boto3 is not safe to share between threads.
+    return boto3.session.Session().client(
+        "s3",
+        config=Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            max_pool_connections=CONNECTIONS,
+            retries={"total_max_attempts": 1},
+            tcp_keepalive=True,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+class _translated:  # noqa: N801 - a context manager, read as a verb
+    """What botocore raises becomes one of ours, with the key and the cause in it."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from botocore import exceptions as boto
+        from urllib3.exceptions import HTTPError
+
+        if isinstance(error, boto.ClientError):
+            code = error.response.get("Error", {}).get("Code", "")
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            told = f"{self._place}: {code or status} ({error.response['Error'].get('Message', '')})"
+            if code in ("NoSuchKey", "NoSuchBucket", "404") or status == 404:
+                raise MissingError(told) from None
+            if status in (401, 403):
+                raise AccessError(
+                    f"{told}; renew the credentials that boto3 finds here, or allow the reading"
+                ) from None
+            raise StoreError(told) from None
+        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+            raise AccessError(
+                f"{self._place}: no credentials found; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role of the machine"
+            ) from None
+        if isinstance(error, boto.BotoCoreError | HTTPError | OSError):
+            raise StoreError(f"{self._place}: {type(error).__name__}") from None
