@@ -1,13 +1,16 @@
 """Data folders for tests: small latents whose content their text tells, in real shards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from scalewright.data.catalogue import Catalogue, NewClip
 from scalewright.data.codec import HaarCodec
-from scalewright.data.sample import DataInfo
+from scalewright.data.reading import ClipReader
+from scalewright.data.sample import DataInfo, Entry, Sample
 from scalewright.data.shards import ShardWriter, write_null_text
+from scalewright.data.storage import Folder
 from scalewright.data.text import ByteNgramEncoder
 
 WORDS = ("red", "green", "blue", "white", "dark", "grey")
@@ -54,3 +57,12 @@ def write_data_folder(
     catalogue.add(rows)
     write_null_text(folder, encoder.encode([""])[0])
     return folder
+
+
+def read_clips(folder: Path, entries: Sequence[Entry]) -> list[Sample]:
+    """Clips of a data folder, in float32."""
+    reader = ClipReader(Folder(folder))
+    try:
+        return reader.read(entries)
+    finally:
+        reader.close()

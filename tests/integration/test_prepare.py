@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from folders import read_clips
 from PIL import Image
 
 from scalewright import command
 from scalewright.data.catalogue import Catalogue
-from scalewright.data.shards import ShardReader
 from scalewright.prepare.shapes import render_shapes
 
 JOB = Path(__file__).parents[2] / "jobs" / "prepare.py"
@@ -68,9 +68,13 @@ def test_shapes_become_data(captions: Path, tmp_path: Path, run_job: RunJob) -> 
     summary: dict[str, Any] = json.loads(done.out)
     assert (summary["pictures"], summary["videos"]) == (6, 10)
     assert summary["rejected"] == summary["uncaptioned"] == []
-    catalogue, reader = Catalogue.open(tmp_path / "data"), ShardReader(tmp_path / "data")
+    catalogue = Catalogue.open(tmp_path / "data")
     entry = catalogue.entries("train")[0]
-    assert reader.read(entry).latent.shape[1] == catalogue.info.latent_channels == 32
+    assert (
+        read_clips(tmp_path / "data", [entry])[0].latent.shape[1]
+        == catalogue.info.latent_channels
+        == 32
+    )
     again = run_job(*arguments)
     assert again.code == 0
     assert "16 clips, 0 of them new" in again.out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import read_clips
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,8 +17,9 @@ from torch import Tensor
 from scalewright.data.catalogue import Catalogue
 from scalewright.data.codec import HaarCodec
 from scalewright.data.media import Sampling, read_media, to_tensor, write_video
+from scalewright.data.reading import ClipReader
 from scalewright.data.sample import Entry
-from scalewright.data.shards import ShardReader
+from scalewright.data.storage import Folder
 from scalewright.data.text import ByteNgramEncoder
 from scalewright.errors import ConfigError, DataError
 from scalewright.prepare.encode import PrepareConfig, prepare
@@ -177,7 +179,7 @@ def test_everything_arrives_and_can_be_read_back(media: Path, tmp_path: Path) ->
     assert summary.latent_positions == 16 * 64 + 6 * 3 * 4 * 6
     assert summary.shard_bytes > 0
 
-    catalogue, reader = Catalogue.open(out), ShardReader(out)
+    catalogue = Catalogue.open(out)
     assert catalogue.info.codec == "haar(octaves=2)"
     assert catalogue.info.text_encoder == "byte-ngrams(dim=64)"
     assert {entry.is_video for entry in catalogue.entries("validation")} == {True, False}
@@ -185,8 +187,7 @@ def test_everything_arrives_and_can_be_read_back(media: Path, tmp_path: Path) ->
     codec, text = HaarCodec(), ByteNgramEncoder()
     captions = catalogue.captions([entry.id for entry in entries(out)])
     by_caption = {source.caption: source for source in read_sources(media / "captions.csv")}
-    for entry in entries(out):
-        sample = reader.read(entry)
+    for entry, sample in zip(entries(out), read_clips(out, entries(out)), strict=True):
         path = media / by_caption[captions[entry.id]].name
         latent = codec.encode(to_tensor(next(read_media(path, Sampling()))))
         torch.testing.assert_close(sample.latent, latent, atol=2e-3, rtol=1e-3)
@@ -194,7 +195,7 @@ def test_everything_arrives_and_can_be_read_back(media: Path, tmp_path: Path) ->
             sample.text, text.encode([captions[entry.id]])[0], atol=2e-3, rtol=1e-3
         )
         assert entry.text_tokens == len(sample.text)
-    assert torch.allclose(reader.null_text(), text.encode([""])[0], atol=2e-3)
+    assert torch.allclose(ClipReader(Folder(out)).null_text(), text.encode([""])[0], atol=2e-3)
 
 
 def test_running_again_adds_only_what_is_new(media: Path, tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_clips_of_a_file_share_split_and_caption(tmp_path: Path) -> None:
     sources = catalogue.sources()
     assert {"v00.mp4", "v00.mp4#1", "v00.mp4#2"} <= sources
     for entry in entries(out):
-        ShardReader(out).read(entry)
+        read_clips(out, [entry])
 
 
 def test_broken_and_missing_files_are_left_out_with_their_reason(
@@ -309,7 +310,7 @@ def test_a_crash_loses_the_open_shard_and_nothing_else(media: Path, tmp_path: Pa
     held = entries(out)
     assert 0 < len(held) < 20
     for entry in held:
-        ShardReader(out).read(entry)
+        read_clips(out, [entry])
     assert prepare(media, media / "captions.csv", out).clips == 22
 
 

@@ -1,216 +1,125 @@
-"""Packs: every clip once an epoch, never over the limit, the same whoever asks."""
+"""Packs: every clip once, never over a limit, nearly full, the oldest first."""
 
 import hashlib
-from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from scalewright.data.order import PackOrder
-from scalewright.data.packing import WINDOW, plan_epoch
-from scalewright.data.sample import Entry
-from scalewright.data.settings import DataConfig, legal_worlds
-from scalewright.errors import ConfigError, DataError
-from scalewright.model.shape import ClipTokens
+from scalewright.data.packing import BUFFER_CLIPS, Item, Limits, Pack, packs_of
 
-clip_tokens = st.builds(ClipTokens, visual=st.integers(1, 40), text=st.integers(1, 8))
-clip_lists = st.lists(clip_tokens, min_size=1, max_size=200)
-seeds = st.integers(0, 2**63)
-epochs = st.integers(0, 1000)
-limits = st.integers(48, 200)
+sizes = st.lists(st.integers(1, 60), min_size=1, max_size=300)
+kinds = st.integers(1, 4)
 
 
-def size(clip: ClipTokens) -> int:
-    return clip.visual + clip.text
+def items_of(sizes: Sequence[int], kinds: int = 1, spare: int = 0) -> list[Item]:
+    """Items of frames of size 1, that cost the square of their size."""
+    return [
+        Item(row, row % kinds, size, float(size**2), 1, min(spare, max(0, size - 2)))
+        for row, size in enumerate(sizes)
+    ]
 
 
-def entry(number: int) -> Entry:
-    return Entry(
-        id=number + 1,
-        shard="000000.tar",
-        offset=512,
-        bytes=1,
-        crc32c=0,
-        latent_frames=3,
-        height=8,
-        width=12,
-        text_tokens=1,
-    )
+def packed(items: Sequence[Item], limits: Limits) -> list[Pack]:
+    return list(packs_of(items, limits))
 
 
-def order_of(clips: list[ClipTokens], config: DataConfig, seed: int = 0) -> PackOrder:
-    return PackOrder([entry(number) for number in range(len(clips))], clips, config, seed)
+def fill(packs: Sequence[Pack], limit: int) -> float:
+    return sum(pack.size for pack in packs) / (limit * len(packs))
 
 
-def mixture(frames: np.ndarray, seed: int = 0) -> list[ClipTokens]:
-    """Clips of `frames` latent frames of 16 tokens, with 1 to 20 tokens of text."""
-    text = np.random.default_rng(seed).integers(1, 21, len(frames))
-    return [ClipTokens(16 * int(f), int(t)) for f, t in zip(frames, text, strict=True)]
-
-
-@given(clip_lists, limits, seeds, epochs)
-def test_each_clip_is_in_exactly_one_pack(
-    clips: list[ClipTokens], limit: int, seed: int, epoch: int
+@given(sizes, kinds, st.integers(60, 200))
+def test_each_clip_is_in_exactly_one_pack_of_its_kind(
+    sizes: list[int], kinds: int, limit: int
 ) -> None:
-    packs = plan_epoch(clips, limit, seed, epoch)
-    assert sorted(index for pack in packs for index in pack) == list(range(len(clips)))
+    packs = packed(items_of(sizes, kinds), Limits(limit))
+    assert sorted(part.row for pack in packs for part in pack.parts) == list(range(len(sizes)))
+    assert all(len({part.row % kinds for part in pack.parts}) == 1 for pack in packs)
 
 
-@given(clip_lists, limits, seeds, epochs)
-def test_no_pack_is_empty_or_over_the_limit(
-    clips: list[ClipTokens], limit: int, seed: int, epoch: int
+@given(sizes, st.integers(60, 200), st.integers(3600, 20_000), st.integers(0, 2))
+def test_no_pack_is_over_a_limit_and_it_knows_what_it_holds(
+    sizes: list[int], limit: int, cost: int, trim: int
 ) -> None:
-    for pack in plan_epoch(clips, limit, seed, epoch):
-        assert 0 < sum(size(clips[index]) for index in pack) <= limit
+    limits = Limits(limit, cost=float(cost), trim=trim)
+    for pack in packed(items_of(sizes, spare=trim), limits):
+        held = sum(sizes[part.row] - part.frames_cut for part in pack.parts)
+        assert 0 < held == pack.size <= limit
+        assert pack.cost <= cost * (1 + 1e-9)
+        assert all(0 <= part.frames_cut <= trim for part in pack.parts)
 
 
-@given(clip_lists, limits, seeds, epochs)
-def test_a_plan_depends_on_its_arguments_alone(
-    clips: list[ClipTokens], limit: int, seed: int, epoch: int
+@given(sizes, kinds, st.integers(60, 200))
+def test_the_clip_that_has_waited_longest_is_in_the_next_pack(
+    sizes: list[int], kinds: int, limit: int
 ) -> None:
-    assert plan_epoch(clips, limit, seed, epoch) == plan_epoch(list(clips), limit, seed, epoch)
+    waiting = set(range(len(sizes)))
+    for pack in packed(items_of(sizes, kinds), Limits(limit)):
+        rows = [part.row for part in pack.parts]
+        of_kind = [row for row in waiting if row % kinds == rows[0] % kinds]
+        assert rows[0] == min(of_kind)
+        assert max(rows) in sorted(of_kind)[:BUFFER_CLIPS]
+        waiting.difference_update(rows)
 
 
-@given(clip_lists, limits, seeds, epochs)
-def test_the_order_stays_a_shuffle(
-    clips: list[ClipTokens], limit: int, seed: int, epoch: int
-) -> None:
-    # Clips that fill a pack alone come in the order of the shuffle, which no size can change.
-    alone = plan_epoch([ClipTokens(limit, 0)] * len(clips), limit, seed, epoch)
-    arrival = {index: place for place, (index,) in enumerate(alone)}
-    waiting = set(arrival)
-    for pack in plan_epoch(clips, limit, seed, epoch):
-        assert pack[0] == min(waiting, key=arrival.__getitem__)
-        for index in pack:
-            assert arrival[index] < len(clips) - len(waiting) + WINDOW
-            waiting.remove(index)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(60, 120))
+def test_of_few_clips_the_fullest_pack_is_found(sizes: list[int], limit: int) -> None:
+    first = packed(items_of(sizes), Limits(limit))[0]
+    reachable = {sizes[0]}
+    for size in sizes[1:]:
+        reachable |= {total + size for total in reachable if total + size <= limit}
+    assert first.size == max(reachable)
 
 
-@given(clip_lists, limits, seeds, epochs)
-def test_a_pack_is_closed_only_when_nothing_in_the_window_fits(
-    clips: list[ClipTokens], limit: int, seed: int, epoch: int
-) -> None:
-    packs = plan_epoch(clips[:WINDOW], limit, seed, epoch)
-    for number, pack in enumerate(packs):
-        room = limit - sum(size(clips[index]) for index in pack)
-        assert all(size(clips[index]) > room for later in packs[number + 1 :] for index in later)
+# The four mixes of lengths that loaders are compared on, in packs of 25 latent frames.
+_random, _count = np.random.default_rng(0), 40_000
+MIXES = {
+    "40% pictures": (
+        0.999,
+        np.where(_random.random(_count) < 0.4, 1, _random.integers(2, 26, _count)),
+    ),
+    "videos": (0.965, _random.integers(2, 26, _count)),
+    "4k + 1 frames": (0.88, _random.choice([5, 9, 13, 17, 21, 25], _count)),
+    "scenes": (0.995, np.minimum(25, 2 + _random.geometric(0.12, _count))),
+}
 
 
-def test_epochs_and_seeds_shuffle_differently() -> None:
-    clips = mixture(np.full(500, 4))
-    plans = [plan_epoch(clips, 2048, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
-    assert plans[0] != plans[1] != plans[2] != plans[0]
+@pytest.mark.parametrize("name", MIXES)
+def test_packs_of_25_frames_are_nearly_full(name: str) -> None:
+    least, frames = MIXES[name][0], MIXES[name][1].tolist()
+    packs = packed(items_of(frames), Limits(25))
+    assert fill(packs, 25) >= least
+    waits = [max(p.row for p in pack.parts) - pack.parts[0].row for pack in packs]
+    assert max(waits) < 500, "the order stays a shuffle"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 1234])
-def test_the_shuffle_has_nothing_to_do_with_numbers_drawn_from_the_same_seed(seed: int) -> None:
-    frames = np.where(np.random.default_rng(seed).random(4000) < 0.4, 1, 12)
-    packs = plan_epoch(mixture(frames), 25 * 16 + 20, seed, epoch=0)
-    early = [frames[index] for pack in packs[: len(packs) // 4] for index in pack]
-    assert np.mean(early) == pytest.approx(frames.mean(), rel=0.1)
+def test_a_trimmed_tail_fills_what_lengths_cannot() -> None:
+    frames = MIXES["4k + 1 frames"][1].tolist()
+    items = [Item(r, 0, f, 0.0, 1, min(2, max(1, f // 10))) for r, f in enumerate(frames)]
+    packs = packed(items, Limits(25, trim=2))
+    assert fill(packs, 25) >= 0.99
+    cut = sum(part.frames_cut for pack in packs for part in pack.parts)
+    assert 0 < cut < 0.03 * sum(frames)
+
+
+def test_lengths_that_never_fill_a_pack_do_not_stall() -> None:
+    packs = packed(items_of([24] * 200), Limits(25))
+    assert [len(pack.parts) for pack in packs] == [1] * 200
+    assert sum(pack.flushed for pack in packs) == BUFFER_CLIPS - 1
+
+
+def test_a_rare_kind_leaves_at_the_end_and_is_counted() -> None:
+    items = [Item(row, int(row == 50), 5, 0.0) for row in range(201)]
+    last = packed(items, Limits(25))[-1]
+    assert [part.row for part in last.parts] == [50]
+    assert last.flushed
 
 
 def test_plans_are_pinned() -> None:
     """A change here breaks the resume of every run begun before it."""
-    packs = plan_epoch([ClipTokens(4, 1)] * 8, 10, seed=3, epoch=2)
-    assert packs == [(3, 7), (5, 0), (6, 2), (4, 1)]
-    clips = [ClipTokens(number % 25 + 1, number % 3 + 1) for number in range(500)]
-    many = plan_epoch(clips, 64, seed=3, epoch=2)
-    assert hashlib.sha256(repr(many).encode()).hexdigest()[:12] == "985af38e80ac"
-
-
-@pytest.mark.parametrize(
-    ("name", "least"), [("pictures", 0.985), ("videos", 0.965), ("four_k_plus_one", 0.89)]
-)
-def test_packs_are_nearly_full(name: str, least: float) -> None:
-    random = np.random.default_rng(0)
-    videos = random.integers(2, 26, 10_000)
-    frames = {
-        "pictures": np.where(random.random(10_000) < 0.4, 1, videos),
-        "videos": videos,
-        "four_k_plus_one": random.choice([5, 9, 13, 17, 21, 25], 10_000),
-    }[name]
-    order = order_of(mixture(frames), DataConfig(pack_tokens=25 * 16 + 20))
-    assert least <= order.fill() <= 1
-
-
-def test_fill_is_the_share_of_the_limit_that_is_used() -> None:
-    order = order_of([ClipTokens(50, 10)] * 3, DataConfig(pack_tokens=100))
-    assert order.fill() == pytest.approx(0.6)
-
-
-@settings(max_examples=50, deadline=None)
-@given(clip_lists, limits, st.integers(1, 9), seeds)
-def test_steps_are_the_epochs_laid_end_to_end(
-    clips: list[ClipTokens], limit: int, packs_per_step: int, seed: int
-) -> None:
-    config = DataConfig(pack_tokens=limit, packs_per_step=packs_per_step)
-    planned = [pack for epoch in range(3) for pack in plan_epoch(clips, limit, seed, epoch)]
-    order = order_of(clips, config, seed)
-    steps = len(planned) // packs_per_step
-    for step in reversed(range(steps)):
-        begin = step * packs_per_step
-        expected = planned[begin : begin + packs_per_step]
-        assert [tuple(e.id - 1 for e in pack) for pack in order.packs(step)] == expected
-        assert order.tokens(step) == [clips[index] for pack in expected for index in pack]
-
-
-def test_random_access_and_order_of_asking_change_nothing() -> None:
-    clips = mixture(np.random.default_rng(1).integers(1, 26, 300))
-    config = DataConfig(pack_tokens=420, packs_per_step=4)
-    forward, backward = order_of(clips, config), order_of(clips, config)
-    there = [forward.packs(step) for step in range(200)]
-    back = [backward.packs(step) for step in reversed(range(200))]
-    assert there == back[::-1]
-
-
-def test_each_epoch_holds_each_clip_once_over_step_borders() -> None:
-    clips = mixture(np.random.default_rng(2).integers(1, 26, 101))
-    order = order_of(clips, DataConfig(pack_tokens=420, packs_per_step=4))
-    seen: Counter[int] = Counter()
-    step = 0
-    while order.epoch_of(step) < 5:
-        seen.update(entry.id for pack in order.packs(step) for entry in pack)
-        step += 1
-    assert set(seen) == set(range(1, 102))
-    assert set(seen.values()) <= {5, 6}
-
-
-def test_epoch_of_grows_evenly() -> None:
-    order = order_of([ClipTokens(50, 10)] * 6, DataConfig(pack_tokens=60, packs_per_step=4))
-    assert [order.epoch_of(step) for step in range(4)] == pytest.approx([0, 4 / 6, 8 / 6, 2])
-
-
-def test_a_clip_over_the_limit_is_named_with_the_way_out() -> None:
-    clips = [ClipTokens(100, 5), ClipTokens(3000, 20), ClipTokens(2100, 1)]
-    with pytest.raises(ConfigError) as caught:
-        order_of(clips, DataConfig(pack_tokens=2048))
-    for part in ("clip 2 ", "3 x 8 x 12", "3020", "data.pack_tokens = 2048", "at least 3020"):
-        assert part in str(caught.value)
-    order_of(clips, DataConfig(pack_tokens=3020))
-
-
-def test_no_clip_at_all_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.path = data/shapes.*prepare"):
-        order_of([], DataConfig())
-
-
-def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(ConfigError, match="seed = -1"):
-        order_of([ClipTokens(1, 1)], DataConfig(), seed=-1)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("pack_tokens", 0), ("packs_per_step", -2), ("path", "")]
-)
-def test_impossible_configs_are_refused(name: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.{name}"):
-        replace(DataConfig(), **{name: value})
-
-
-def test_legal_worlds_are_the_divisors() -> None:
-    assert legal_worlds(12) == [1, 2, 3, 4, 6, 12]
-    assert legal_worlds(1) == [1]
+    sizes = [number % 25 + 1 for number in range(500)]
+    packs = packed(items_of(sizes, kinds=3, spare=1), Limits(64, cost=1200.0, enough=63, trim=1))
+    told = repr([tuple(part) for pack in packs for part in pack.parts])
+    assert hashlib.sha256(told.encode()).hexdigest()[:12] == "7907602c5d69"

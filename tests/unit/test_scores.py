@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
+from folders import read_clips
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from scalewright.data.catalogue import Catalogue
-from scalewright.data.shards import ShardReader
 from scalewright.errors import ConfigError, DataError
 from scalewright.prepare.encode import PrepareConfig, prepare
 from scalewright.prepare.scores import ScoreColumn, parse_score_columns
@@ -104,8 +104,8 @@ def test_scores_arrive_in_samples_and_are_a_setting_of_the_folder(tmp_path: Path
     write(tmp_path, "a.png,red,0.75,", "b.png,blue,0.5,4")
     prepare(tmp_path, captions, out, config=config)
 
-    catalogue, reader = Catalogue.open(out), ShardReader(out)
-    first, second = map(reader.read, catalogue.entries("train"))
+    catalogue = Catalogue.open(out)
+    first, second = read_clips(out, catalogue.entries("train"))
     assert first.scores == {"motion": 0.75}
     assert second.scores["motion"] == 0.5
     assert math.isclose(second.scores["aesthetics"], 1 / 3)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from folders import read_clips
 from torch import Tensor
 
 import scalewright
 from scalewright.data.catalogue import Catalogue, NewClip
+from scalewright.data.reading import ClipReader
 from scalewright.data.sample import DataInfo, Entry
-from scalewright.data.shards import Location, ShardReader, ShardWriter, write_null_text
+from scalewright.data.shards import Location, ShardWriter, write_null_text
+from scalewright.data.storage import Folder
 from scalewright.errors import DataError
 
 INFO = DataInfo(codec="none", latent_channels=4, text_encoder="none", text_dim=16)
@@ -80,14 +84,11 @@ def prepare(folder: Path, tell: Callable[[str], None]) -> None:
 def test_members_are_read_back_in_float32(tmp_path: Path) -> None:
     entries = write(tmp_path, 10)
     assert len({entry.shard for entry in entries}) > 2
-    reader = ShardReader(tmp_path)
-    for entry in reversed(entries):
+    for sample, entry in zip(read_clips(tmp_path, entries[::-1]), entries[::-1], strict=True):
         latent, text = tensors(entry.id)
-        sample = reader.read(entry)
         assert sample.id == entry.id
         torch.testing.assert_close(sample.latent, latent.half().float(), rtol=0, atol=0)
         torch.testing.assert_close(sample.text, text.half().float(), rtol=0, atol=0)
-    reader.close()
 
 
 def test_plain_tarfile_and_safetensors_read_a_shard(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
         location = writer.add("one", *tensors(0))
         with pytest.raises(DataError, match="another process"):
             ShardWriter(tmp_path)
-    ShardReader(tmp_path).read(entry_of(location, *tensors(0)))
+    read_clips(tmp_path, [entry_of(location, *tensors(0))])
 
 
 def test_a_second_writer_between_two_shards_overwrites_nothing(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_a_second_writer_between_two_shards_overwrites_nothing(tmp_path: Path) -
             second.add("two", *tensors(1))
     with pytest.raises(DataError, match="another process"):
         second.add("two", *tensors(1))
-    ShardReader(tmp_path).read(entry_of(location, *tensors(0)))
+    read_clips(tmp_path, [entry_of(location, *tensors(0))])
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["000000.tar"]
 
 
@@ -176,7 +177,7 @@ def test_half_a_shard_left_behind_is_removed(tmp_path: Path) -> None:
     (tmp_path / "shards" / "000000.tar.part").write_bytes(b"half a header")
     (entry,) = write(tmp_path, 1)
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["000000.tar"]
-    ShardReader(tmp_path).read(entry)
+    read_clips(tmp_path, [entry])
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "é", "a" * 81])
@@ -217,34 +218,20 @@ def test_one_flipped_bit_is_caught(tmp_path: Path, place: int) -> None:
     data[entries[1].offset + place % entries[1].bytes] ^= 4
     path.write_bytes(data)
 
-    reader = ShardReader(tmp_path)
-    reader.read(entries[0])
-    reader.read(entries[2])
+    read_clips(tmp_path, [entries[0], entries[2]])
     with pytest.raises(DataError, match=r"000000\.tar at offset .* checksum .* catalogue says"):
-        reader.read(entries[1])
-
-
-def test_damage_after_the_first_read_is_caught_too(tmp_path: Path) -> None:
-    (entry,) = write(tmp_path, 1)
-    reader = ShardReader(tmp_path)
-    reader.read(entry)
-    with (tmp_path / "shards" / "000000.tar").open("r+b") as file:
-        file.seek(entry.offset + entry.bytes - 1)
-        file.write(b"\xaa")
-    with pytest.raises(DataError, match="checksum"):
-        reader.read(entry)
+        read_clips(tmp_path, entries)
 
 
 def test_a_truncated_and_a_missing_shard_are_named(tmp_path: Path) -> None:
     entries = write(tmp_path, 3, max_bytes=1 << 20)
     path = tmp_path / "shards" / "000000.tar"
     os.truncate(path, entries[2].offset + 100)
-    reader = ShardReader(tmp_path)
-    reader.read(entries[1])
+    read_clips(tmp_path, [entries[1]])
     with pytest.raises(DataError, match=rf"ends after 100 of {entries[2].bytes} bytes"):
-        reader.read(entries[2])
-    with pytest.raises(DataError, match=r"000009\.tar: the catalogue names this shard"):
-        reader.read(replace(entries[0], shard="000009.tar"))
+        read_clips(tmp_path, [entries[2]])
+    with pytest.raises(DataError, match=r"000009\.tar: no such file"):
+        read_clips(tmp_path, [replace(entries[0], shard="000009.tar")])
 
 
 @pytest.mark.parametrize("change", ["latent_frames", "height", "width", "text_tokens"])
@@ -252,26 +239,23 @@ def test_shapes_that_differ_from_the_catalogue_are_refused(tmp_path: Path, chang
     (entry,) = write(tmp_path, 1)
     other = replace(entry, **{change: getattr(entry, change) + 1})
     with pytest.raises(DataError, match="catalogue says"):
-        ShardReader(tmp_path).read(other)
+        read_clips(tmp_path, [other])
 
 
-def test_a_closed_reader_holds_no_file_and_opens_again(tmp_path: Path) -> None:
+def test_a_closed_reader_holds_no_file_and_no_thread(tmp_path: Path) -> None:
     entries = write(tmp_path, 10)
-    reader = ShardReader(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
-    for entry in entries:
-        reader.read(entry)
-    assert len(os.listdir("/proc/self/fd")) == before + len({entry.shard for entry in entries})
-    reader.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-    reader.read(entries[0])
-    reader.close()
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    read_clips(tmp_path, entries)
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert threading.active_count() == threads
 
 
 def test_null_text(tmp_path: Path) -> None:
     text = torch.randn(2, 16)
     write_null_text(tmp_path / "data", text)
-    torch.testing.assert_close(ShardReader(tmp_path / "data").null_text(), text.half().float())
+    torch.testing.assert_close(
+        ClipReader(Folder(tmp_path / "data")).null_text(), text.half().float()
+    )
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["null_text.safetensors"]
 
 
@@ -280,7 +264,7 @@ def test_a_null_text_that_cannot_be_read_is_named(tmp_path: Path, content: bytes
     if content is not None:
         (tmp_path / "null_text.safetensors").write_bytes(content)
     with pytest.raises(DataError, match=r"null_text\.safetensors"):
-        ShardReader(tmp_path).null_text()
+        ClipReader(Folder(tmp_path)).null_text()
 
 
 @pytest.mark.chaos
@@ -288,12 +272,13 @@ def test_a_null_text_that_cannot_be_read_is_named(tmp_path: Path, content: bytes
 def test_a_killed_writer_leaves_nothing_half_written(
     tmp_path: Path, moment: str, entered: int
 ) -> None:
+    paths = (str(Path(scalewright.__path__[0]).parent), str(Path(__file__).parents[1]))
     with subprocess.Popen(
         [sys.executable, __file__, str(tmp_path), moment],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(scalewright.__path__[0]).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     ) as child:
         assert child.stdout is not None
         assert any(line.strip() == moment for line in child.stdout)
@@ -310,11 +295,9 @@ def _require_whole(folder: Path) -> list[str]:
     catalogue = Catalogue.open(folder)
     entries = catalogue.entries("train")
     captions = catalogue.captions([entry.id for entry in entries])
-    reader = ShardReader(folder)
-    for entry in entries:
+    for entry, sample in zip(entries, read_clips(folder, entries), strict=True):
         latent, _ = tensors(SOURCES.index(captions[entry.id]))
-        assert torch.equal(reader.read(entry).latent, latent.half().float())
-    reader.close()
+        assert torch.equal(sample.latent, latent.half().float())
     for path in (folder / "shards").glob("*.tar"):
         with tarfile.open(path) as tar:
             assert tar.getmembers()

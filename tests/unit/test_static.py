@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import read_clips
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,7 +15,6 @@ from scalewright.data.catalogue import Catalogue
 from scalewright.data.codec import HaarCodec
 from scalewright.data.media import Sampling, read_media, to_tensor
 from scalewright.data.sample import Sample
-from scalewright.data.shards import ShardReader
 from scalewright.errors import ConfigError, DataError
 from scalewright.prepare.encode import PrepareConfig, prepare
 from scalewright.prepare.scores import ScoreColumn
@@ -36,10 +36,11 @@ def static(share: float, **settings: object) -> PrepareConfig:
 
 def samples(out: Path) -> dict[str, Sample]:
     """The training clips by caption; those of the fixture all differ."""
-    catalogue, reader = Catalogue.open(out), ShardReader(out)
+    catalogue = Catalogue.open(out)
     entries = catalogue.entries("train")
     captions = catalogue.captions([entry.id for entry in entries])
-    return {captions[entry.id]: reader.read(entry) for entry in entries}
+    samples = read_clips(out, entries)
+    return {captions[sample.id]: sample for sample in samples}
 
 
 def static_sources(out: Path) -> set[str]:

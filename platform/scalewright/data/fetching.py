@@ -16,8 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from scalewright.data.ranges import CorruptError
-from scalewright.data.storage import Storage, StoreError
+from scalewright.data.storage import CorruptError, Storage, StoreError
 from scalewright.errors import DataError
 
 THREADS = 32
@@ -73,13 +72,8 @@ class Fetcher:
         self._later: list[tuple[float, int, _Flight]] = []
         self._durations: deque[float] = deque(maxlen=256)
         self._closed = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True)
-            for number in range(threads)
-        ]
-        self._watch = threading.Thread(target=self._watch_over, name="fetch-watch", daemon=True)
-        for thread in (*self._threads, self._watch):
-            thread.start()
+        self._most_threads = threads
+        self._threads: list[threading.Thread] = []
 
     def fetch(
         self,
@@ -97,6 +91,11 @@ class Fetcher:
         flight = _Flight(key, offset, size, accept, fail)
         with self._lock:
             self._flights.add(flight)
+            if not self._threads:
+                self._start("fetch-watch", self._watch_over)
+            # One to watch, and one for each range that is on its way.
+            if len(self._threads) <= min(len(self._flights), self._most_threads):
+                self._start(f"fetch-{len(self._threads)}", self._work)
         self._queue.put(flight)
 
     def close(self, timeout_s: float = 10.0) -> None:
@@ -113,6 +112,11 @@ class Fetcher:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 logger.warning("%s: a read has not returned for %g s", thread.name, timeout_s)
+
+    def _start(self, name: str, life: Callable[[], None]) -> None:
+        thread = threading.Thread(target=life, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _work(self) -> None:
         while (flight := self._queue.get()) is not None:

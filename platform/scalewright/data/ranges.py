@@ -1,7 +1,6 @@
 """Clips as ranges of bytes: which to read in one go, and how a range becomes clips again."""
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from scalewright.data.sample import Entry, Sample
 from scalewright.data.shards import SHARD_FOLDER
-from scalewright.data.storage import StoreError
+from scalewright.data.storage import CorruptError
 from scalewright.errors import DataError
 
 RANGE_BYTES = 8 * 2**20  # of one request; larger ones are no faster and wait longer to be used
@@ -21,13 +20,6 @@ GAP_BYTES = 256 * 2**10  # unwanted bytes between two clips that are cheaper tha
 Owner = TypeVar("Owner")
 
 WAY_OUT = "copy the data folder again from where it was prepared, or run jobs/prepare.py again"
-
-# Tensors of a clip are views of what was read; nothing writes to them.
-warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
-
-
-class CorruptError(StoreError):
-    """Bytes that are not those catalogued; worth another try, for a wire may have flipped them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class ClipReader:
         """The embedding of the empty prompt, (S, D) float32."""
         data = self._storage.read(NULL_TEXT_FILE)
         try:
-            return safetensors.torch.load(data)["text"].float()
+            return safetensors.torch.load(bytes(data))["text"].float()
         except (SafetensorError, KeyError) as error:
             raise DataError(
                 f"{NULL_TEXT_FILE}: not an embedding of a prompt ({error}); {WAY_OUT}"

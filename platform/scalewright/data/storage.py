@@ -30,10 +30,14 @@ class StoreError(DataError):
     """The store failed, was too slow or gave too few bytes; another try may do."""
 
 
+class CorruptError(StoreError):
+    """Bytes that are too few or not those catalogued; a wire may have done it, so try again."""
+
+
 class Storage(Protocol):
     """Objects by key, under a prefix; safe to share between threads."""
 
-    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes: ...
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytearray: ...
 
     def write(self, key: str, data: bytes) -> None: ...
 
@@ -61,20 +65,21 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytearray:
         path = self._root / key
         try:
             with path.open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size - offset if size is None else size
-                data = os.pread(file.fileno(), size, offset)
+                data = bytearray(size)
+                count = os.preadv(file.fileno(), [data], offset)
         except FileNotFoundError:
             raise MissingError(f"{path}: no such file") from None
         except PermissionError as error:
             raise AccessError(f"{path}: {error.strerror}") from None
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from None
-        if len(data) != size:
-            raise StoreError(f"{path}: ends after {len(data)} of {size} bytes at {offset}")
+        if count != size:
+            raise CorruptError(f"{path}: ends after {count} of {size} bytes at {offset}")
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -107,14 +112,14 @@ class Bucket:
         self._lock = threading.Lock()
         self._clients: dict[int, Any] = {}
 
-    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytearray:
         asked = {} if size is None and not offset else {"Range": _range(offset, size)}
         with _translated(self._place(key)):
             answer = self._client().get_object(Bucket=self._bucket, Key=self._prefix + key, **asked)
             with answer["Body"] as body:
-                data: bytes = body.read()
+                data = bytearray(body.read())
         if size is not None and len(data) != size:
-            raise StoreError(f"{self._place(key)}: gave {len(data)} of {size} bytes at {offset}")
+            raise CorruptError(f"{self._place(key)}: gave {len(data)} of {size} bytes at {offset}")
         return data
 
     def write(self, key: str, data: bytes) -> None:
