@@ -70,8 +70,9 @@ def main(name: str, pack_tokens: Sequence[int], steps: int, pairs: int, small: b
         dist.init_process_group(
             backend, init_method=f"file://{folder}/meeting", rank=0, world_size=1
         )
-        header(config, device)
-        utilisation(config, device, (512, 1024) if small else pack_tokens, sizes, steps, small)
+        peak = header(config, device)
+        packs = (512, 1024) if small else pack_tokens
+        utilisation(config, device, packs, sizes, steps, small, peak)
         watching(config, device, 1024 if small else max(pack_tokens), sizes, pairs)
         if device.type == "cuda":
             back_ends(config, device)
@@ -79,6 +80,7 @@ def main(name: str, pack_tokens: Sequence[int], steps: int, pairs: int, small: b
         dist.destroy_process_group()
 
 
+PACKS = 4  # that a row is timed on, in turn
 PENALTY = replace(recipe("demo").activation_penalty, weight=1e-4)
 
 
@@ -88,7 +90,8 @@ def small_config() -> RunConfig:
     return replace(base, model=model, activation_penalty=PENALTY)
 
 
-def header(config: RunConfig, device: torch.device) -> None:
+def header(config: RunConfig, device: torch.device) -> float:
+    """Print what runs where; the peak that utilisation is a share of."""
     peak, reason = peak_flops(device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     print(
@@ -96,11 +99,12 @@ def header(config: RunConfig, device: torch.device) -> None:
         f"depth {config.model.depth}, {parameters(config.model):,} parameters, "
         f"{config.parallel.compute}; peak {peak:.3g} FLOP/s ({reason})\n"
     )
+    return peak
 
 
 def utilisation(
     config: RunConfig, device: torch.device, packs: Sequence[int], sizes: Sequence[str],
-    steps: int, small: bool,
+    steps: int, small: bool, peak: float,
 ) -> None:  # fmt: skip
     print("| pack tokens | recompute | compile | s a step | clips/s | MFU | peak GiB |")
     print("|---|---|---|---|---|---|---|")
@@ -115,19 +119,25 @@ def utilisation(
                 compile=compiled,
             )
             try:
-                row(replace(config, parallel=parallel), device, tokens, sizes, steps)
+                row(replace(config, parallel=parallel), device, tokens, sizes, steps, peak)
             except torch.OutOfMemoryError:
                 print(f"| {tokens} | {recompute} | {compiled} | out of memory | | | |", flush=True)
             torch._dynamo.reset()
 
 
 def row(
-    config: RunConfig, device: torch.device, tokens: int, sizes: Sequence[str], steps: int
+    config: RunConfig,
+    device: torch.device,
+    tokens: int,
+    sizes: Sequence[str],
+    steps: int,
+    peak: float,
 ) -> None:
     training = begin_training(config, current_world(device))
     bench = Bench(training, tokens, sizes)
-    peak, _ = peak_flops(device)
-    seconds = np.median([bench.timed(Watch()) for _ in range(steps)])
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = bench.seconds(rounds=max(1, steps // PACKS))
     memory = "-"
     if device.type == "cuda":
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"
@@ -151,8 +161,11 @@ def watching(
         ("statistics", Watch(statistics=True), config.log.statistics_every_steps),
         ("penalty", Watch(penalty=True), config.activation_penalty.every_steps),
     ):
-        bench.timed(watch)  # compiled once
-        paired = np.array([(bench.timed(Watch()), bench.timed(watch)) for _ in range(pairs)])
+        bench.timed(watch, 0)  # compiled once
+        # Both of a pair are on the same pack: packs differ more than the two do.
+        paired = np.array(
+            [(bench.timed(Watch(), index), bench.timed(watch, index)) for index in range(pairs)]
+        )
         share = (paired[:, 1] - paired[:, 0]) / np.median(paired[:, 0])
         drawn = np.random.default_rng(0).choice(share, (2000, len(share)))
         low, high = np.percentile(np.median(drawn, axis=1), (5, 95)) / every
@@ -175,12 +188,18 @@ class Bench:
         self.clips = len(clips) / len(self._packs)
         self.flops = train_flops(config.model, clips) / len(self._packs)
         self._step = 0
-        for _ in range(2 * len(self._packs)):
-            self.timed(Watch())
+        for index in range(2 * len(self._packs)):
+            self.timed(Watch(), index)
 
-    def timed(self, watch: Watch) -> float:
-        """Seconds of one step on all packs in turn."""
-        pack, clips = self._packs[self._step % len(self._packs)]
+    def seconds(self, rounds: int) -> float:
+        """Seconds of a step: the median of rounds over all packs, which are as much work each."""
+        every = range(len(self._packs))
+        times = [sum(self.timed(Watch(), index) for index in every) for _ in range(rounds)]
+        return float(np.median(times)) / len(self._packs)
+
+    def timed(self, watch: Watch, index: int) -> float:
+        """Seconds of one step on a pack."""
+        pack, clips = self._packs[index % len(self._packs)]
         counts = Counts(pack.elements, sum(clip.visual + clip.text for clip in clips))
         synchronise(self.training.world.device)
         begin_s = time.perf_counter()
@@ -193,13 +212,13 @@ class Bench:
 def made_packs(
     config: RunConfig, tokens: int, sizes: Sequence[str], device: torch.device
 ) -> Iterator[tuple[NoisedPack, list[ClipTokens]]]:
-    """Four packs of random clips, planned as a run plans them."""
+    """Some packs of random clips, planned as a run plans them."""
     clips, weigh = assumed_clips(sizes), weigh_in(config.model)
     weights = weigh(clips)
     rows = np.flatnonzero(weights.visual + weights.text <= tokens)
     data = replace(config.data, pack_tokens=tokens, packs_per_step=1)
     order = PackOrder(clips, rows, weigh, data, seed=0)
-    for step in range(4):
+    for step in range(PACKS):
         samples = [sample_of(planned.entry, config) for planned in order.packs(step)[0]]
         null = torch.zeros(1, config.model.text_dim)
         pack = training_pack(samples, null, config.flow, config.model, seed=0, step=step)
@@ -254,8 +273,8 @@ def profile(config: RunConfig, device: torch.device, tokens: int, sizes: Sequenc
     )
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as found:
-        for _ in range(4):
-            bench.timed(Watch())
+        for index in range(PACKS):
+            bench.timed(Watch(), index)
     table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=25)
     print(f"\n```\n{table}\n```")
 

@@ -26,6 +26,7 @@ from scalewright.events import Event, Metrics, Notice
 from scalewright.prepare.embedded import ensure_shapes
 from scalewright.recipes import SHAPES, recipe
 from scalewright.track import Forwarder, absolute_uri
+from scalewright.train.checkpoint import committed
 from scalewright.train.estimate import check_memory, estimate
 from scalewright.train.inputs import (
     Inputs,
@@ -36,7 +37,7 @@ from scalewright.train.inputs import (
     open_inputs,
 )
 from scalewright.train.run import RunConfig
-from scalewright.train.worker import SNAPSHOT, write_json
+from scalewright.train.worker import CHECKPOINTS, SNAPSHOT, write_json
 
 EPILOG = """\b
 Examples:
@@ -161,9 +162,12 @@ def train(
 
 
 def check_identity(folder: Path, now: dict[str, Any]) -> None:
-    """Refuse to go on with a run begun under other settings; a new run notes its own."""
+    """Refuse to go on with a run begun under other settings; a new run notes its own.
+
+    A run without a checkpoint has nothing that other settings could not go on with.
+    """
     path = folder / "identity.json"
-    if path.exists():
+    if path.exists() and committed(folder / CHECKPOINTS):
         check_same_run(json.loads(path.read_text()), now, folder)
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -148,6 +148,11 @@ def main(
     path, manifest = find_checkpoint(source.resolve())
     config = merge(RunConfig(), manifest.run["config"], where=str(path / MANIFEST))
     config = config.at_stage(stage)
+    if first_frame is not None and not config.flow.image_to_video:
+        raise ConfigError(
+            f"--first-frame {first_frame}: {path.parents[1].name} was not trained to continue a "
+            "picture (flow.image_to_video = 0); drop it, or train with flow.image_to_video=0.2"
+        )
     given = None if first_frame is None else read_frame(first_frame)
     geometry = Geometry.of(config.model)
     height, width = geometry.size(size, aspect, given)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from scalewright.config import assign
+from scalewright.events import EVENTS_FILE, Metrics, Notice, read_events
 from scalewright.recipes import demo
 from scalewright.train.run import RunConfig
 from scalewright.train.worker import RunPlace, train
@@ -61,3 +62,15 @@ def train_on(world: int, config: RunConfig, folder: Path, data: Path, attempt: i
     else:
         train_rank(0, config, folder, data, attempt)
     return folder
+
+
+def notices(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """What a run told of one kind, in order."""
+    events, _ = read_events(folder / EVENTS_FILE, 0, max_bytes=1 << 24)
+    return [dict(e.fields) for e in events if isinstance(e, Notice) and e.kind == kind]
+
+
+def series(folder: Path, name: str) -> list[float]:
+    """All values that a run told of a metric."""
+    events, _ = read_events(folder / EVENTS_FILE, 0, max_bytes=1 << 24)
+    return [e.values[name] for e in events if isinstance(e, Metrics) and name in e.values]

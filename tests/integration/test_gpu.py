@@ -6,9 +6,15 @@ import pytest
 import torch
 from ranks import small
 
+from scalewright.data.sample import Sample
 from scalewright.events import EVENTS_FILE, Metrics, read_events
 from scalewright.model.attention import Segments, attention_for, segment_attention
+from scalewright.model.statistics import Watch
+from scalewright.objective.flow import training_pack
 from scalewright.train.checkpoint import newest_verified
+from scalewright.train.parallel import current_world
+from scalewright.train.step import Counts, train_step
+from scalewright.train.training import begin_training
 from scalewright.train.worker import CHECKPOINTS, RunPlace, train
 
 pytestmark = [
@@ -58,6 +64,24 @@ def test_compiled_blocks_compute_what_plain_ones_do(
     for name, value in found["plain"].items():
         if name.startswith(("loss/", "activation/", "attention/", "parameters/", "grad/")):
             assert found["compiled"][name] == pytest.approx(value, rel=1e-2, abs=1e-4), name
+
+
+def test_a_step_never_waits_for_the_device() -> None:
+    config = small("parallel.compute=bfloat16", "model.head_dim=16", "model.width=64",
+                   "optimizer.average_decay=0.9", "activation_penalty.weight=0.1")  # fmt: skip
+    training = begin_training(config, current_world(torch.device("cuda")))
+    clips = [Sample(i, torch.randn(2, 32, 4, 4), torch.randn(3, 64)) for i in range(4)]
+    pack = training_pack(clips, torch.zeros(1, 64), config.flow, config.model, seed=0, step=0).to(
+        training.world.device
+    )
+    counts = Counts(pack.elements, len(pack.batch.joint_order))
+    for step in range(4):
+        watched = Watch(statistics=step == 2, penalty=step == 3)
+        torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
+        try:
+            train_step(training, [pack], step=step, counts=counts, watch=watched)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float32"])

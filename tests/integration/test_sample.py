@@ -30,7 +30,7 @@ from scalewright.train.worker import CHECKPOINTS
 CONFIG = small(
     "model.head_dim=16", "model.rope_axes=[4, 6, 6]", "model.mup_base_width=16", "steps=2",
     "optimizer.warmup_steps=1", "log.validation_clips=2", "log.validation_levels=1",
-    "optimizer.average_decay=0.9",
+    "optimizer.average_decay=0.9", "flow.image_to_video=0.5",
 )  # fmt: skip
 
 MANY_HEADS = assign(CONFIG, ["model.width=512"])
@@ -101,6 +101,24 @@ def test_the_job_makes_a_video_from_its_first_frame(trained: Path, tmp_path: Pat
     assert np.abs(columns - np.linspace(40, 220, 96)).max() < 12
 
 
+def test_a_first_frame_is_refused_by_a_run_that_never_saw_one(
+    data_folder: Path, tmp_path: Path
+) -> None:
+    folder = train_on(0, assign(CONFIG, ["flow.image_to_video=0"]), tmp_path / "run", data_folder)
+    Image.new("RGB", (64, 64)).save(tmp_path / "start.png")
+    options = ["--run", str(folder), "--first-frame", "start.png"]
+    code, _, err = run(tmp_path, "sample", "a red picture", *options)
+    assert code == 2
+    assert "was not trained to continue a picture (flow.image_to_video = 0)" in err
+
+
+def test_samples_are_drawn_with_the_scores_of_their_clips() -> None:
+    scored = [replace(clip, scores={"motion": 0.5, "look": 0.1}) for clip in clips()]
+    model = replace(CONFIG.model, scores=("motion",))
+    drawn = sample_set(scored, torch.zeros(1, 64), HaarCodec(), model, seed=0)
+    assert {str(prompt.scores) for prompt in drawn.prompts} == {"{'motion': 0.5}"}
+
+
 def test_ranks_of_torchrun_make_one_picture(trained: Path, tmp_path: Path) -> None:
     options = ["a red picture", "--run", str(trained), "--frames", "1", "--steps", "2"]
     options += ["--aspect", "3:2", "--seed", "4", "--device", "cpu"]
@@ -157,7 +175,7 @@ def measure(rank: int, folder: Path) -> None:
     model = build_model(CONFIG, rules, world)
     cast = autocast(CONFIG, world)
     plan = plan_validation(clips(), CONFIG.flow, CONFIG.model, 40, levels=8, seed=0)
-    drawn_set = sample_set(clips(), torch.zeros(1, 64), HaarCodec(), seed=0)
+    drawn_set = sample_set(clips(), torch.zeros(1, 64), HaarCodec(), CONFIG.model, seed=0)
     few = replace(CONFIG, log=replace(CONFIG.log, sample_steps=2))
     drawn = drawn_set.draw(model, few, CPU, cast, world)
     quality = drawn_set.quality(drawn, [SlicedWasserstein()])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from folders import write_data_folder
-from ranks import CPU, run_ranks, small, train_on
+from ranks import CPU, notices, run_ranks, series, small, train_on
 from torch import Tensor
 
 from scalewright.data.sample import Sample
 from scalewright.errors import ConfigError, DataError
-from scalewright.events import EVENTS_FILE, Metrics, Notice, read_events
+from scalewright.events import EVENTS_FILE, Metrics, read_events
 from scalewright.model.mup import meta_model
 from scalewright.model.statistics import Watch, noise_bins
 from scalewright.objective.flow import FlowConfig, training_pack
@@ -35,11 +35,6 @@ def told(folder: Path) -> dict[str, float]:
     rows = [e.values for e in events if isinstance(e, Metrics)]
     (values,) = [row for row in rows if any(name.startswith("parameters/") for name in row)]
     return {name: value for name, value in values.items() if name.startswith(TOLD)}
-
-
-def notices(folder: Path, kind: str) -> list[dict[str, Any]]:
-    events, _ = read_events(folder / EVENTS_FILE, 0, max_bytes=1 << 24)
-    return [dict(e.fields) for e in events if isinstance(e, Notice) and e.kind == kind]
 
 
 def watched(*assignments: str) -> RunConfig:
@@ -88,11 +83,6 @@ def test_statistics_speak_of_every_block_site_noise_level_and_kind(alone: Path) 
     above = values["attention/block_00/logit_max_above"]
     assert values["attention/block_00/logit_max_below"] <= above
     assert values["attention/block_00/logit_max_below"] <= values["attention/gain_bound"]
-
-
-def series(folder: Path, name: str) -> list[float]:
-    events, _ = read_events(folder / EVENTS_FILE, 0, max_bytes=1 << 24)
-    return [e.values[name] for e in events if isinstance(e, Metrics) and name in e.values]
 
 
 def pack_of(config: RunConfig, *, scale: float = 1.0, clips: int = 3) -> Any:
@@ -171,8 +161,10 @@ def test_skips_that_pile_up_rewind_the_run_and_leave_out_the_data(tmp_path: Path
     )  # fmt: skip
     clean = write_data_folder(tmp_path / "clean", clips=600)
     order = open_inputs(config, clean).work.stages[0].order
-    ids = sorted(entry.id for step in range(60) for pack in order.packs(step) for entry in pack)
-    broken = ids.index(order.packs(10)[0][0].id)
+    ids = sorted(
+        planned.entry.id for step in range(60) for pack in order.packs(step) for planned in pack
+    )
+    broken = ids.index(order.packs(10)[0][0].entry.id)
     index = sorted(set(ids)).index(ids[broken])
     data = write_data_folder(tmp_path / "data", clips=600, scales={index: 1e4})
     met = train_on(2, config, tmp_path / "met", data)
@@ -216,6 +208,20 @@ def test_the_average_survives_sharding_resuming_and_resizing(
     assert max((one[name] - last[name]).abs().max().item() for name in one) > 1e-3
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_validating_with_the_average_leaves_the_training_as_it_was(
+    world: int, data_folder: Path, tmp_path: Path
+) -> None:
+    config = small("optimizer.average_decay=0.9", "log.validate_every_steps=3", "log.every_steps=1")
+    alone = train_on(0, config, tmp_path / "alone", data_folder)
+    ranks = train_on(world, config, tmp_path / "ranks", data_folder)
+    for name in ("loss/train", "eval/loss_all"):
+        assert series(ranks, name) == pytest.approx(series(alone, name), abs=1e-5), name
+    expected = _weights(alone)
+    for name, weight in _weights(ranks).items():
+        assert (weight - expected[name]).abs().max() <= 1e-5, name
+
+
 def test_frozen_weights_stay_and_have_no_optimizer_state(data_folder: Path, tmp_path: Path) -> None:
     config = small("optimizer.freeze=['blocks.0.*', 'text_in.*']")
     training = begin_training(config, current_world(CPU))
@@ -251,7 +257,8 @@ def test_stages_train_alike_on_one_and_two_ranks(data_folder: Path, tmp_path: Pa
     inputs = open_inputs(config, data_folder)
     assert all(len(pack) for step in (4, 5) for pack in inputs.work.at(step).order.packs(step))
     kinds = [
-        {e.is_video for p in inputs.work.at(s).order.packs(s) for e in p} for s in (0, 4, 5, 11)
+        {x.entry.is_video for p in inputs.work.at(s).order.packs(s) for x in p}
+        for s in (0, 4, 5, 11)
     ]
     assert kinds == [{False}, {False}, {True}, {True}]
 

@@ -60,7 +60,8 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 def test_every_world_size_gives_the_same_losses(run_on: Run, world: int) -> None:
     alone, shared = run_on(0), run_on(world)
     for name in ("loss/train", "grad/norm", "eval/loss_picture", "eval/loss_video"):
-        assert series(shared, name) == pytest.approx(series(alone, name), abs=1e-5), name
+        limit = 1e-5 if name == "grad/norm" else 1e-6
+        assert series(shared, name) == pytest.approx(series(alone, name), abs=limit), name
     assert difference(last_weights(alone), last_weights(shared)) <= 1e-5
 
 

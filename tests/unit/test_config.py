@@ -132,8 +132,18 @@ def test_every_recipe_builds_and_an_unknown_one_lists_them() -> None:
         ("name=a/b", "letters, digits"),
         ("data.packs_per_step=0", r"data\.packs_per_step = 0"),
         ("log.every_steps=0", r"log\.every_steps = 0"),
+        ("optimizer.freeze=['block.0.*']", r"'block\.0\.\*' matches no parameter; names are such"),
+        ("optimizer.freeze=['*']", "leaves nothing to train"),
     ],
 )
 def test_impossible_runs_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         assign(demo(), [text])
+
+
+@pytest.mark.parametrize(
+    "where", ["flow.image_to_video=0.5", "stages=[{}, {begin = 5, image_to_video = 0.5}]"]
+)
+def test_a_first_frame_within_a_patch_is_refused(where: str) -> None:
+    with pytest.raises(ConfigError, match=r"with patches of 2 latent frames \(model\.patch\)"):
+        assign(demo(), ["model.patch=[2, 2, 2]", where])

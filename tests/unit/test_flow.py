@@ -1,6 +1,7 @@
 """Rectified flow: noise levels, shift, dropout and what can be said without text."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,14 @@ def test_linear_baseline_is_what_regression_reaches() -> None:
         losses.append((x @ solved - v).square().mean().item())
     expected = sum(losses) / len(losses)
     assert linear_text_free_loss(clips, flow, PATCH) == pytest.approx(expected, rel=0.05)
+
+
+def test_evaluation_tells_the_model_the_scores_that_it_takes() -> None:
+    scored = replace(clip(0), scores={"motion": 0.75, "look": 0.5})
+    model = replace(MODEL, scores=("motion", "clarity"))
+    pack = evaluation_pack([scored], [0.5], model, seed=0)
+    assert pack.batch.scores.tolist() == [[0.75, 1.0, 0.0, 0.0]]
+    assert evaluation_pack([scored], [0.5], MODEL, seed=0).batch.scores.numel() == 0
 
 
 @settings(max_examples=20, deadline=None)

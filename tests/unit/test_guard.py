@@ -35,7 +35,7 @@ def test_the_limit_is_so_many_deviations_over_the_last_accepted_steps(
     memory = Memory(GuardConfig(window_steps=16, after_steps=8, sigmas=6.0), CPU)
     taken = [loss for loss in losses if not judge(memory, loss)]
     recent = np.log(taken[-16:])
-    mean, sd = recent.mean(), recent.std(ddof=1)
+    mean, sd = recent.mean(), max(0.01, recent.std(ddof=1))
     limits = memory.limits()
     assert limits[0].item() == pytest.approx(np.exp(mean + 6 * sd), rel=1e-9)
     loss = np.exp(mean + deviations * sd + 1e-6 * np.sign(deviations))
@@ -47,6 +47,22 @@ def test_norms_of_a_heavy_tail_are_not_taken_for_broken_steps() -> None:
     memory = Memory(GuardConfig(), CPU)
     assert not any(judge(memory, 1.0, norm) for norm in norms)
     assert judge(memory, 1.0, 1e4)
+
+
+def test_a_few_per_cent_more_than_steady_losses_is_no_spike() -> None:
+    memory = Memory(SMALL, CPU)
+    assert not any(judge(memory, 1 + 1e-4 * (index % 2)) for index in range(16))
+    assert not judge(memory, 1.05)
+    assert judge(memory, 1.5)
+
+
+def test_after_forgetting_another_level_of_loss_is_taken() -> None:
+    memory = Memory(SMALL, CPU)
+    assert not any(judge(memory, 1 + 1e-3 * (index % 2)) for index in range(16))
+    assert judge(memory, 2.0)
+    memory.forget()
+    assert not any(judge(memory, 2 + 1e-3 * (index % 2)) for index in range(16))
+    assert judge(memory, 4.0)
 
 
 def test_a_gradient_of_zero_is_a_number_like_others() -> None:

@@ -1,5 +1,6 @@
 """The MMDiT: sizes, packing, rotary positions, attention."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalewright.errors import ConfigError
-from scalewright.model.memory import Recompute, memory_estimate
+from scalewright.model.memory import MemoryEstimate, Recompute, memory_estimate
 from scalewright.model.mmdit import MMDiT
 from scalewright.model.mup import materialise, meta_model, param_rules
 from scalewright.model.packed import PackItem, pack, patchify, unpatchify
@@ -65,7 +66,25 @@ def run(model: MMDiT, items: Sequence[PackItem]) -> Tensor:
 
 
 def test_kandinsky_has_exactly_its_parameters() -> None:
-    assert parameters(KANDINSKY) == 5_570_276_928
+    begin_s = time.perf_counter()
+    model = meta_model(KANDINSKY)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert time.perf_counter() - begin_s < 5
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert sum(sizes.values()) == parameters(KANDINSKY) == 5_570_276_928
+    block = {n.removeprefix("blocks.0."): s for n, s in sizes.items() if n.startswith("blocks.0.")}
+    parts = {
+        18_911_232: ("visual_modulation", "text_modulation"),
+        12_288: ("attention_norm", "ff_norm"),
+        28_320_768: ("qkv",),
+        256: ("query_norm", "key_norm"),
+        9_440_256: ("attention_out",),
+        75_512_832: ("ff_in", "ff_out"),
+    }
+    for expected, modules in parts.items():
+        found = sum(size for name, size in block.items() if name.split(".")[0] in modules)
+        assert found == expected, modules
+    assert sum(block.values()) == sum(parts) == 132_197_632
 
 
 @pytest.mark.parametrize(
@@ -122,6 +141,14 @@ def test_packed_equals_one_by_one(config: ModelConfig, first_frame_level: float 
         assert parameter.grad is not None
         scale = packed.abs().max().clamp(min=1)
         assert (packed - parameter.grad).abs().max() / scale <= 1e-12, name
+
+
+@pytest.mark.parametrize("config", [TINY, GROUPED])
+def test_packed_equals_one_by_one_in_fp32(config: ModelConfig) -> None:
+    model = awake(config, torch.float32)
+    items = [replace(i, latent=i.latent.float(), text=i.text.float()) for i in map(item, range(5))]
+    alone = torch.cat([run(model, [single]) for single in items])
+    assert (run(model, items) - alone).abs().max() <= 5e-6 * alone.abs().max().clamp(min=1)
 
 
 def test_the_order_of_clips_does_not_matter() -> None:
@@ -256,6 +283,23 @@ def test_memory_shrinks_with_workers_and_recomputation() -> None:
     assert total(64, "full") < total(8, "full")
     # 5.57B parameters, fp32 weights, gradients and two moments.
     assert total(1, "full") > 16 * 5_570_276_928
+
+
+def test_memory_counts_averages_and_what_is_frozen() -> None:
+    def estimate(**changes: object) -> MemoryEstimate:
+        return memory_estimate(
+            KANDINSKY, workers=8, packs_per_worker=2, pack_tokens=40_000, compute_bytes=2,
+            activation_checkpointing="full", **changes,
+        )  # fmt: skip
+
+    plain, averaged = estimate(), estimate(averaged=True)
+    shard = 5_570_276_928 // 8
+    assert averaged.total_bytes - plain.total_bytes == 4 * shard
+    frozen = [name for name in parameter_table(KANDINSKY) if name.startswith("blocks.")]
+    less = estimate(averaged=True, frozen=frozen)
+    assert less.weights_bytes == plain.weights_bytes
+    assert less.gradients_bytes == 4 * 17_976_384
+    assert less.optimizer_bytes == 2 * less.average_bytes == 8 * 17_976_384 // 8
 
 
 def test_ladder_goes_by_heads() -> None:

@@ -39,6 +39,12 @@ def weigh(clips: Clips) -> Weights:
     return Weights(visual, text, (visual + text).astype(np.float64) ** 2)
 
 
+def weigh_480p(clips: Clips) -> Weights:
+    """The same tokens, with the work of 480p frames in a model of width 3,072."""
+    tokens, d = 1590.0 * clips.latent_frames, 3072
+    return replace(weigh(clips), flops=24 * d * d * tokens + 4 * d * tokens**2)
+
+
 def order_of(clips: Clips, seed: int = 0, mark: Mark | None = None, **config: object) -> PackOrder:
     settings = DataConfig(**{"pack_tokens": 26, "packs_per_step": 4, **config})  # type: ignore[arg-type]
     return PackOrder(clips, np.arange(len(clips)), weigh, settings, seed, mark=mark)
@@ -124,7 +130,7 @@ def test_plans_are_pinned() -> None:
     """A change here breaks the resume of every run begun before it."""
     order = order_of(clips_of(mixed(500)), seed=3, shuffle_clips=128)
     told = repr([ids(order, step) for step in range(60)])
-    assert hashlib.sha256(told.encode()).hexdigest()[:12] == "pinned"
+    assert hashlib.sha256(told.encode()).hexdigest()[:12] == "10621d3669b5"
 
 
 @pytest.mark.parametrize("buffers", ["aspect", "one"])
@@ -140,7 +146,8 @@ def test_packs_hold_one_aspect_ratio_unless_all_may_mix(buffers: str) -> None:
 
 def test_the_slowest_of_eight_ranks_is_hardly_slower_than_the_mean() -> None:
     def slowest(**config: object) -> float:
-        order = order_of(clips_of(mixed(20_000)), packs_per_step=8, **config)
+        settings = DataConfig(pack_tokens=26, packs_per_step=8, **config)  # type: ignore[arg-type]
+        order = PackOrder(clips_of(mixed(20_000)), np.arange(20_000), weigh_480p, settings, 0)
         costs = [order.costs(step) for step in range(300)]
         return float(np.mean([max(step) / np.mean(step) for step in costs]))
 
@@ -198,7 +205,7 @@ def test_a_cut_tail_is_told_and_counted() -> None:
     order = order_of(clips_of(frames), pack_tokens=40, pack_frames=25, trim_frames=2)
     packs = [(step, pack) for step in range(60) for pack in order.packs(step)]
     cuts = [planned.frames_cut for _, pack in packs for planned in pack]
-    assert set(cuts) == {0, 1, 2}
+    assert set(cuts) == {0, 1}, "no pack of these lengths lacks more"
     for step in range(60):
         told = sum(clip.visual for clip in order.tokens(step))
         held = sum(p.entry.latent_frames - p.frames_cut for pack in order.packs(step) for p in pack)
@@ -224,7 +231,7 @@ def test_collections_come_by_their_weights_and_in_rounds_of_their_own() -> None:
     order = order_of(clips, mixture={"a": 6.0, "b": 2.0}, shuffle_clips=100, pack_tokens=26)
     counts = seen(order, range(60))
     by_collection = {
-        name: [counts[id + 1] for id in range(600) if id % 3 == place]
+        name: [counts[id] for id in range(1, 601) if id % 3 == place]
         for place, name in enumerate("abc")
     }
     totals = {name: sum(of) for name, of in by_collection.items()}

@@ -79,7 +79,7 @@ def _sources(clips: Clips, rows: NDArray[np.int64], config: DataConfig) -> list[
         if not len(own):
             raise ConfigError(
                 f"data.mixture names {name!r}, of which no clip is meant here; there are: "
-                f"{', '.join(clips.collections)}"
+                f"{', '.join(sorted(clips.collections))}"
             )
         sources.append(Source(name, own, Fraction(weight) / total))
     return sources

@@ -192,8 +192,10 @@ class PackOrder:
         return [steps[place] for place in shuffled(places, key_of(self._seed, "steps", window))]
 
     def _pack(self, number: int) -> Pack:
-        block, place = self._find(number)
-        return self._block(block).packs[place]
+        number_of_block, place = self._find(number)
+        block = self._block(number_of_block)
+        block.reaches(place)  # it may have been forgotten since
+        return block.packs[place]
 
     def _find(self, number: int) -> tuple[int, int]:
         """The block that holds a pack, and its place there."""

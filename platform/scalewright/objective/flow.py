@@ -148,18 +148,22 @@ def _first_frame_level(
     return 0.0 if clean < config.clean_first_frame else noise_level(config, generator, tokens)
 
 
+def known_scores(sample: Sample, model: ModelConfig) -> dict[str, float]:
+    """Those of the sample's scores that the model takes."""
+    return {name: sample.scores[name] for name in model.scores if name in sample.scores}
+
+
 def _told_scores(
     config: FlowConfig, generator: torch.Generator, sample: Sample, model: ModelConfig
 ) -> dict[str, float]:
     """Those of the sample's scores that the model knows, each dropped on its own."""
     if not model.scores:
         return {}
-    chances = torch.rand(len(model.scores), generator=generator).tolist()
-    return {
-        name: sample.scores[name]
-        for name, chance in zip(model.scores, chances, strict=True)
-        if name in sample.scores and chance >= config.score_dropout
-    }
+    chances = dict(
+        zip(model.scores, torch.rand(len(model.scores), generator=generator).tolist(), strict=True)
+    )
+    known = known_scores(sample, model)
+    return {name: x for name, x in known.items() if chances[name] >= config.score_dropout}
 
 
 def _nothing(missing: Missing, null_text: Tensor, model: ModelConfig) -> PackItem:
@@ -198,7 +202,8 @@ def evaluation_pack(
     for sample, level in zip(samples, levels, strict=True):
         generator = keyed_generator("evaluate", seed, sample.id, round(level, 9))
         noise = torch.randn(sample.latent.shape, generator=generator)
-        items.append(PackItem(_mix(sample.latent, noise, level), sample.text, level))
+        latent, scores = _mix(sample.latent, noise, level), known_scores(sample, model)
+        items.append(PackItem(latent, sample.text, level, scores=scores))
         targets.append(patchify(noise - sample.latent, model.patch))
     return _noised(items, targets, [False] * len(items), model)
 

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,10 +50,17 @@ class Manifest:
 
 
 class Checkpointer:
-    """Saves a run's state in the background and finds the newest state to go on from."""
+    """Saves a run's state in the background and finds the newest state to go on from.
 
-    def __init__(self, folder: Path, world: World, attempt: int, keep: int) -> None:
+    It keeps the newest `keep`, and of older ones what it takes to go back `horizon_steps` at any
+    time.
+    """
+
+    def __init__(
+        self, folder: Path, world: World, attempt: int, keep: int, horizon_steps: int = 0
+    ) -> None:
         self._folder, self._world, self._attempt, self._keep = folder, world, attempt, keep
+        self._horizon_steps = horizon_steps
         # Its own group: collectives of the saving thread must not meet those of the step.
         self._group = dist.new_group(backend="gloo") if world.sharded else None
         # A real copy is needed while training goes on; pinned and shared memory need CUDA.
@@ -117,18 +124,30 @@ class Checkpointer:
         manifest = Manifest(step, self._attempt, self._world.size, run, files)
         _write_synced(part / MANIFEST, json.dumps(asdict(manifest), indent=1))
         _replace_folder(part, self._folder / _name(step))
-        for old in committed(self._folder)[self._keep :]:
+        for old in superseded(committed(self._folder), self._keep, step - self._horizon_steps):
             shutil.rmtree(old)
 
-    def forget_after(self, step: int) -> None:
-        """Set aside the checkpoints of later steps, so that no restart goes on from them."""
+    def forget_after(self, step: int) -> bool:
+        """Set aside the checkpoints of later steps, so that no restart goes on from them.
+
+        False, and nothing is touched, where none would be left.
+        """
         self.wait()
-        if self._world.rank == 0:
-            for path in committed(self._folder):
-                if path.name > _name(step):
-                    os.replace(path, path.with_name(f"{path.name}.left-{self._attempt}"))
+        done = self._world.rank == 0 and self._forget_after(step)
         if self._world.sharded:
-            dist.barrier(group=self._group)
+            box = [done]
+            dist.broadcast_object_list(box, src=0, group=self._group)
+            done = box[0]
+        return done
+
+    def _forget_after(self, step: int) -> bool:
+        there = committed(self._folder)
+        later = [path for path in there if path.name > _name(step)]
+        if len(later) == len(there):
+            return False
+        for path in later:
+            _set_aside(path, f"left-{self._attempt}")
+        return True
 
     def resume(self, training: Training) -> Manifest | None:
         """Load the newest checkpoint that verifies; None if there is none."""
@@ -157,8 +176,28 @@ class Checkpointer:
         for path in committed(self._folder):
             if chosen is not None and path == chosen[0]:
                 break
-            os.replace(path, path.with_name(f"{path.name}.damaged-{self._attempt}"))
+            _set_aside(path, f"damaged-{self._attempt}")
         return chosen
+
+
+def superseded(newest_first: Sequence[Path], keep: int, horizon: int) -> list[Path]:
+    """The checkpoints that are not needed any more.
+
+    Needed are the newest `keep`, the newest up to the step `horizon`, and the oldest after it,
+    which takes its place once the horizon has come so far.
+    """
+    beyond = [path for path in newest_first if path.name <= _name(max(0, horizon))]
+    within = newest_first[: len(newest_first) - len(beyond)]
+    needed = {*newest_first[:keep], *beyond[:1], *within[-1:]}
+    return [path for path in newest_first if path not in needed]
+
+
+def _set_aside(path: Path, why: str) -> None:
+    """Rename a checkpoint to a name that none has yet, so that it is never found again."""
+    number = 0
+    while (aside := path.with_name(f"{path.name}.{why}" + f".{number}" * bool(number))).exists():
+        number += 1
+    os.replace(path, aside)
 
 
 def train_state(training: Training) -> dict[str, Any]:

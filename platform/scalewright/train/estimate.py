@@ -7,9 +7,10 @@ from typing import Any
 from scalewright.data.settings import legal_worlds
 from scalewright.errors import ConfigError
 from scalewright.model.memory import MemoryEstimate, memory_estimate
-from scalewright.model.shape import block_parameters, parameters
+from scalewright.model.shape import block_parameters, parameter_table, parameters
 from scalewright.train.hardware import worker_memory_bytes
 from scalewright.train.inputs import Stage, Work
+from scalewright.train.optimizer import frozen_names
 from scalewright.train.run import RunConfig
 
 # Steps differ with the clips they hold; the mean over some of each stage stands for all of it.
@@ -26,6 +27,8 @@ def memory_of(config: RunConfig, workers: int) -> MemoryEstimate:
         pack_tokens=max(stage.data.pack_tokens for stage in config.settings()),
         compute_bytes=config.parallel.compute_bytes,
         activation_checkpointing=config.parallel.activation_checkpointing,
+        averaged=config.optimizer.average_decay is not None,
+        frozen=frozen_names(parameter_table(config.model), config.optimizer.freeze),
     )
 
 

@@ -24,6 +24,9 @@ from scalewright.errors import ConfigError, DivergedError
 
 LEFT_OUT = "left_out.json"
 _TINY = 1e-30  # of which a logarithm is taken in place of zero's
+# Deviations of logarithms are taken for at least this: where steps of thousands of clips differ by
+# little, a few per cent more than ever before are no spike.
+_LEAST_SPREAD = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,11 @@ class GuardConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"guard.{name} = {getattr(self, name)}; at least 0")
 
+    @property
+    def horizon_steps(self) -> int:
+        """How far a run may have to go back."""
+        return self.rewind_window_steps + self.margin_steps
+
 
 class Memory:
     """The losses and gradient norms of accepted steps, on the device.
@@ -87,8 +95,12 @@ class Memory:
         logs = self.kept.clamp(min=_TINY).log()
         mean = (logs * filled).sum(0) / count.clamp(min=1)
         spread = ((logs - mean).square() * filled).sum(0) / (count - 1).clamp(min=1)
-        limits = (mean + self._config.sigmas * spread.sqrt()).exp()
+        limits = (mean + self._config.sigmas * spread.sqrt().clamp(min=_LEAST_SPREAD)).exp()
         return torch.where(count >= self._config.after_steps, limits, torch.inf)
+
+    def forget(self) -> None:
+        """Begin anew, as where other data begin, of which other losses are to be expected."""
+        self.accepted.zero_()
 
     def judge(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the step is skipped (0 or 1, fp32), and the limits it was held against.

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,19 +83,26 @@ def build_optimizer(
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Take no gradient of the parameters whose names match; every pattern must match some."""
+    """Take no gradient of the parameters whose names match."""
     parameters = dict(model.named_parameters())
+    for name in frozen_names(parameters, patterns):
+        parameters[name].requires_grad_(False)
+
+
+def frozen_names(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """Which of the names match; every pattern must match some, and some name none."""
+    names, frozen = list(names), set()
     for pattern in patterns:
-        matching = fnmatch.filter(parameters, pattern)
+        matching = fnmatch.filter(names, pattern)
         if not matching:
             raise ConfigError(
                 f"optimizer.freeze: {pattern!r} matches no parameter; names are such as "
-                f"{', '.join(list(parameters)[:8])}"
+                f"{', '.join(names[:8])}"
             )
-        for name in matching:
-            parameters[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters.values()):
+        frozen.update(matching)
+    if len(frozen) == len(names):
         raise ConfigError(f"optimizer.freeze = {list(patterns)} leaves nothing to train")
+    return frozen
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

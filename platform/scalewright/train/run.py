@@ -6,10 +6,10 @@ from typing import Literal
 from scalewright.data.settings import DataConfig, legal_worlds
 from scalewright.errors import ConfigError
 from scalewright.model.memory import Recompute
-from scalewright.model.shape import ModelConfig
+from scalewright.model.shape import ModelConfig, parameter_table
 from scalewright.objective.flow import FlowConfig
 from scalewright.train.guard import GuardConfig
-from scalewright.train.optimizer import OptimizerConfig
+from scalewright.train.optimizer import OptimizerConfig, frozen_names
 from scalewright.train.stages import Settings, StageConfig, check_stages, settings_of
 
 
@@ -93,6 +93,8 @@ class LogConfig:
     """How often a run reports, validates and samples. Zero `sample_clips` samples nothing.
 
     Every `statistics_every_steps` a step also tells of activations, attention and parameters.
+    `inception_weights`: the file inception-2015-12-05.pt of StyleGAN2-ADA, with which samples are
+    also measured by FID.
     """
 
     every_steps: int = 10
@@ -104,6 +106,7 @@ class LogConfig:
     sample_clips: int = 4
     sample_steps: int = 24
     guidance: float = 2.0
+    inception_weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -166,7 +169,14 @@ class RunConfig:
                 f"{self.steps}; warm up for a share of the run, such as {max(1, self.steps // 20)}"
             )
         check_stages(self.stages, self.steps)
-        self.settings()  # of every stage, so that what cannot be is found at once
+        for settings in self.settings():  # of every stage, so that what cannot be is found at once
+            if settings.flow.image_to_video > 0 and settings.model.patch[0] > 1:
+                raise ConfigError(
+                    f"flow.image_to_video = {settings.flow.image_to_video} with patches of "
+                    f"{settings.model.patch[0]} latent frames (model.patch); a first frame can "
+                    "have a noise level of its own only where patches are one frame long"
+                )
+        frozen_names(parameter_table(self.model), self.optimizer.freeze)
         legal = legal_worlds(self.data.packs_per_step, self.parallel.shard_size)
         if not any(self.parallel.min_workers <= world <= self.parallel.workers for world in legal):
             raise ConfigError(

@@ -11,7 +11,8 @@ from scalewright.data.codec import Codec
 from scalewright.data.media import write_picture, write_video
 from scalewright.data.sample import Sample
 from scalewright.model.packed import PackedBatch
-from scalewright.model.shape import visual_tokens
+from scalewright.model.shape import ModelConfig, visual_tokens
+from scalewright.objective.flow import known_scores
 from scalewright.objective.sampler import Prompt, SamplerConfig, sample
 from scalewright.train.parallel import World
 from scalewright.train.quality import QualityMetric
@@ -99,10 +100,17 @@ class SampleSet:
         return packs
 
 
-def sample_set(samples: Sequence[Sample], null_text: Tensor, codec: Codec, seed: int) -> SampleSet:
-    """Prompts with the text and shape of `samples`."""
+def sample_set(
+    samples: Sequence[Sample], null_text: Tensor, codec: Codec, model: ModelConfig, seed: int
+) -> SampleSet:
+    """Prompts with the text, the shape and the scores of `samples`."""
     prompts = tuple(
-        Prompt(clip.text, tuple(clip.latent.shape), seed + index)  # type: ignore[arg-type]
+        Prompt(
+            clip.text,
+            tuple(clip.latent.shape),  # type: ignore[arg-type]
+            seed + index,
+            scores=known_scores(clip, model),
+        )
         for index, clip in enumerate(samples)
     )
     return SampleSet(prompts, tuple(clip.latent for clip in samples), null_text, codec)

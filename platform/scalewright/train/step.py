@@ -84,12 +84,15 @@ def train_step(
         training.world,
         training.config,
     )
-    share, passes = _backward(training, packs, counts, watch)
+    counted = torch.tensor(sum(pack.elements for pack in packs), dtype=torch.float64).to(
+        world.device, non_blocking=True
+    )
+    penalty = _penalty_weight(training, counts, counted) if watch.penalty else None
+    share, passes = _backward(training, packs, counts, watch, penalty)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     squares = squares_of(gradients)
     # Every group of `shard_size` ranks holds all gradients, each rank a part of the loss.
     groups = world.size // world.shard_size
-    counted = torch.full_like(share, sum(pack.elements for pack in packs))
     totals = world.sum(torch.stack((share, squares.sum() / groups, counted)))
     scale = counts.elements / totals[2]
     loss, norm = scale * totals[0], scale * totals[1].sqrt()
@@ -103,12 +106,16 @@ def train_step(
     )
     optimizer.zero_grad(set_to_none=True)
     if training.average is not None:
-        training.average.update(step)
+        training.average.update(step, skipped)
     return StepResult(loss, norm, skipped, limits, statistics)
 
 
 def _backward(
-    training: Training, packs: Sequence[NoisedPack], counts: Counts, watch: Watch
+    training: Training,
+    packs: Sequence[NoisedPack],
+    counts: Counts,
+    watch: Watch,
+    penalty: Tensor | None,
 ) -> tuple[Tensor, list[tuple[Seen, ...]]]:
     """Gradients of all packs added up; this rank's share of the loss, and what the passes tell."""
     share = torch.zeros((), device=training.world.device, dtype=torch.float64)
@@ -119,20 +126,27 @@ def _backward(
             prediction = training.model(pack.batch, watch)
         loss = squared_error(prediction.velocity, pack) / counts.elements
         share += loss.detach()
-        if watch.penalty:
-            loss = loss + _penalty(training, prediction.seen, counts)
+        if penalty is not None:
+            loss = loss + penalty * _power(prediction.seen)
         # FSDP takes the mean over ranks; the loss is a sum over ranks.
         (loss * training.world.size).backward()
         passes.append(prediction.seen)
     return share, passes
 
 
-def _penalty(training: Training, seen: tuple[Seen, ...], counts: Counts) -> Tensor:
-    """Mean square of every block's output, added up (YandexART Vi), times its weight."""
+def _penalty_weight(training: Training, counts: Counts, counted: Tensor) -> Tensor:
+    """What makes of the power of all passes its mean over tokens and width, times its weight.
+
+    (YandexART Vi: the mean square of every block's output, added up.) Gradients are scaled up in
+    the end for what does not count of the velocity; here that is taken back beforehand.
+    """
     config = training.config
-    powers = torch.stack([block.power for block in seen if block.power is not None])
     weight = config.activation_penalty.weight / (counts.tokens * config.model.width)
-    return powers.sum() * weight
+    return weight * training.world.sum(counted.clone()) / counts.elements
+
+
+def _power(seen: tuple[Seen, ...]) -> Tensor:
+    return torch.stack([block.power for block in seen if block.power is not None]).sum()
 
 
 def _scale(gradients: Sequence[Tensor], factor: Tensor) -> None:

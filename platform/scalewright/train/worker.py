@@ -32,7 +32,12 @@ from scalewright.train.inputs import Stage, check_same_run, identity, open_input
 from scalewright.train.meter import Meter
 from scalewright.train.optimizer import lr_at
 from scalewright.train.parallel import World, current_world
-from scalewright.train.quality import SlicedWasserstein
+from scalewright.train.quality import (
+    FrechetDistance,
+    QualityMetric,
+    SlicedWasserstein,
+    inception_features,
+)
 from scalewright.train.run import RunConfig
 from scalewright.train.samples import SampleSet, sample_set, write_frames
 from scalewright.train.step import take_step
@@ -83,7 +88,11 @@ class _Worker:
         self.identity = identity(config, self.inputs)
         self.training = begin_training(config, world)
         self.checkpoints = Checkpointer(
-            place.folder / CHECKPOINTS, world, place.attempt, config.checkpoint.keep
+            place.folder / CHECKPOINTS,
+            world,
+            place.attempt,
+            config.checkpoint.keep,
+            horizon_steps=config.guard.horizon_steps,
         )
         self.samples = self._plan_samples()
         self.events = (
@@ -125,6 +134,8 @@ class _Worker:
 
     def _train_stage(self, stage: Stage, start: int) -> Rewind | None:
         self.validation = self._plan_validation(stage)
+        if start == stage.settings.begin:
+            self.training.memory.forget()
         loader = Loader(
             self.inputs.reader.fetcher,
             stage.order,
@@ -156,25 +167,26 @@ class _Worker:
 
     def _go_back(self, rewind: Rewind) -> int:
         """Forget what came after the rewind's step, and leave out its data from now on."""
-        self._event("rewind", to_step=rewind.to_step, reason=rewind.reason,
-                    left_out=asdict(rewind.left_out))  # fmt: skip
-        self.checkpoints.forget_after(rewind.to_step)
-        self.left_out = (*self.left_out, rewind.left_out)
-        start = self._resume()
-        if start == 0 or len(self.left_out) > self.config.guard.rewinds:
+        way_out = "Lower optimizer.lr_peak, or look at the clips of these steps"
+        if len(self.left_out) == self.config.guard.rewinds:
             raise DivergedError(
-                f"{rewind.reason}; "
-                + (
-                    f"no checkpoint of step {rewind.to_step} or before to go back to"
-                    if start == 0
-                    else f"the run went back {self.config.guard.rewinds} times already "
-                    "(guard.rewinds)"
-                )
-                + ". Lower optimizer.lr_peak, or look at the clips of these steps"
+                f"{rewind.reason}; the run went back {self.config.guard.rewinds} times already "
+                f"(guard.rewinds). {way_out}"
             )
+        # Before its data are left out: an attempt that ends in between only forgets these steps.
+        if not self.checkpoints.forget_after(rewind.to_step):
+            raise DivergedError(
+                f"{rewind.reason}; no checkpoint of step {rewind.to_step} or before to go back "
+                f"to. {way_out}"
+            )
+        self.left_out = (*self.left_out, rewind.left_out)
         if self.world.rank == 0:
             write_left_out(self.place.folder, self.left_out)
-        self.skipped = [step for step in self.skipped if step < start]
+        self._event("rewind", to_step=rewind.to_step, reason=rewind.reason,
+                    left_out=asdict(rewind.left_out))  # fmt: skip
+        start = self._resume()
+        if start == 0:
+            raise DivergedError(f"{rewind.reason}; no checkpoint verifies. {way_out}")
         return start
 
     def close(self) -> None:
@@ -188,6 +200,7 @@ class _Worker:
         if manifest is None:
             return 0
         check_same_run(manifest.run["identity"], self.identity, self.place.folder)
+        self.skipped = list(manifest.run.get("skipped", ()))
         logger.info(
             "resumed after step %d, saved by %d workers, now %d",
             manifest.step,
@@ -231,7 +244,11 @@ class _Worker:
         return rewind_for(self.skipped, done, self.config.steps, self.left_out, self.config.guard)
 
     def _save(self, done: int) -> None:
-        run = {"config": to_dict(self.config), "identity": self.identity}
+        run = {
+            "config": to_dict(self.config),
+            "identity": self.identity,
+            "skipped": self.skipped[-self.config.guard.rewind_window_steps :],
+        }
         null_text = safetensors_bytes({"text": self.inputs.null_text})
         self.checkpoints.save(done, self.training, run, {NULL_TEXT: null_text})
         self._event("save", step=done)
@@ -259,13 +276,20 @@ class _Worker:
                 self.world,
             )
         if self.events is not None:
-            quality = self.samples.quality(latents, [SlicedWasserstein()])
+            quality = self.samples.quality(latents, self._quality_metrics())
             self.events.metrics(done, {f"eval/{name}": value for name, value in quality.items()})
             for index, latent in enumerate(latents):
                 stem = self.place.folder / "samples" / f"step-{done:08d}-{index}"
                 frames = self.samples.codec.decode(latent).clamp(-1, 1)
                 self.events.artifact(write_frames(frames, stem), "samples", done)
         self.meter.restart()
+
+    def _quality_metrics(self) -> list[QualityMetric]:
+        metrics: list[QualityMetric] = [SlicedWasserstein()]
+        if self.config.log.inception_weights is not None:
+            weights = Path(self.config.log.inception_weights)
+            metrics.append(FrechetDistance(inception_features(weights, self.world.device)))
+        return metrics
 
     def _averaged(self) -> AbstractContextManager[None]:
         average = self.training.average
@@ -303,7 +327,8 @@ class _Worker:
             self.inputs.work.stages[-1].validation, self.config.log.sample_clips
         )
         codec = codec_for(self.inputs.info.codec, self.place.codec_weights)
-        return sample_set(self.inputs.read(chosen), self.inputs.null_text, codec, self.config.seed)
+        clips, model = self.inputs.read(chosen), self.config.at_stage(-1).model
+        return sample_set(clips, self.inputs.null_text, codec, model, self.config.seed)
 
 
 def sample_entries(entries: list[Entry], count: int) -> list[Entry]:
