@@ -238,7 +238,8 @@ def test_collections_come_by_their_weights_and_in_rounds_of_their_own() -> None:
     assert totals["c"] == 0
     assert totals["a"] / totals["b"] == pytest.approx(3, rel=0.05)
     for name in "ab":
-        assert max(by_collection[name]) - min(by_collection[name]) <= 1, "rounds are whole"
+        # A round may begin within a block, whose clips are shuffled.
+        assert max(by_collection[name]) - min(by_collection[name]) <= 2
 
 
 @settings(max_examples=30, deadline=None)

@@ -72,7 +72,7 @@ class Fetcher:
         self._later: list[tuple[float, int, _Flight]] = []
         self._durations: deque[float] = deque(maxlen=256)
         self._closed = threading.Event()
-        self._most_threads = threads
+        self._most_threads, self._busy = threads, 0
         self._threads: list[threading.Thread] = []
 
     def fetch(
@@ -93,10 +93,7 @@ class Fetcher:
             self._flights.add(flight)
             if not self._threads:
                 self._start("fetch-watch", self._watch_over)
-            # One to watch, and one for each range that is on its way.
-            if len(self._threads) <= min(len(self._flights), self._most_threads):
-                self._start(f"fetch-{len(self._threads)}", self._work)
-        self._queue.put(flight)
+            self._put(flight)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Let no more be called; a read that hangs is left to its thread."""
@@ -112,6 +109,13 @@ class Fetcher:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 logger.warning("%s: a read has not returned for %g s", thread.name, timeout_s)
+
+    def _put(self, flight: _Flight) -> None:
+        """Queue a try, with one more thread where all are at work; under the lock."""
+        self._queue.put(flight)
+        workers = len(self._threads) - 1  # the first one watches
+        if workers < min(self._most_threads, self._busy + self._queue.qsize()):
+            self._start(f"fetch-{workers}", self._work)
 
     def _start(self, name: str, life: Callable[[], None]) -> None:
         thread = threading.Thread(target=life, name=name, daemon=True)
@@ -129,7 +133,11 @@ class Fetcher:
                 flight.tries += 1
                 flight.tried_s = time.monotonic()
                 flight.began_s = min(flight.began_s, flight.tried_s)
+            with self._lock:
+                self._busy += 1
             self._try(flight)
+            with self._lock:
+                self._busy -= 1
 
     def _try(self, flight: _Flight) -> None:
         begin_s = time.monotonic()
@@ -191,17 +199,17 @@ class Fetcher:
             now = time.monotonic()
             with self._lock:
                 while self._later and self._later[0][0] <= now:
-                    self._queue.put(heapq.heappop(self._later)[2])
+                    self._put(heapq.heappop(self._later)[2])
                 flights = list(self._flights)
                 hedge_s = self._hedge_s()
             for flight in flights:
                 if now - flight.began_s > self._deadline_s:
                     self._end(flight, flight.error or _too_late(flight, self._deadline_s))
                 elif flight.running == 1 and now - flight.tried_s > hedge_s:
+                    flight.tried_s = now
                     with self._lock:
                         self.gauges.hedges += 1
-                    flight.tried_s = now
-                    self._queue.put(flight)
+                        self._put(flight)
 
     def _hedge_s(self) -> float:
         """Longer than 99 of 100 of the last reads took."""
