@@ -5,12 +5,14 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalewright.data.catalogue import Catalogue, NewClip
+from scalewright.data.clips import Clips
 from scalewright.data.query import ClipQuery
 from scalewright.data.sample import DataInfo, Entry
 from scalewright.errors import ConfigError, DataError
@@ -106,7 +108,7 @@ def test_a_file_that_is_no_catalogue_is_refused(tmp_path: Path, content: bytes) 
     ("statement", "message"),
     [
         ("DROP TABLE clips", "table clips is missing"),
-        ("UPDATE info SET value = '3' WHERE key = 'schema_version'", "version 3 is newer than 2"),
+        ("UPDATE info SET value = '4' WHERE key = 'schema_version'", "version 4 is newer than 3"),
         ("DELETE FROM info WHERE key = 'codec'", "damaged"),
         ("UPDATE info SET value = 'many' WHERE key = 'text_dim'", "damaged"),
     ],
@@ -154,7 +156,7 @@ def test_captions_of_more_ids_than_one_statement_takes(
     assert catalogue.captions(range(1, 11)) == {n: f"caption {n - 1}" for n in range(1, 11)}
 
 
-def test_snapshot_ignores_when_clips_came(tmp_path: Path) -> None:
+def test_a_snapshot_ignores_when_clips_came(tmp_path: Path) -> None:
     at_once = Catalogue.create(tmp_path / "a", INFO)
     at_once.add([clip(number) for number in range(5)])
     bit_by_bit = Catalogue.create(tmp_path / "b", INFO)
@@ -162,10 +164,21 @@ def test_snapshot_ignores_when_clips_came(tmp_path: Path) -> None:
         bit_by_bit.add([clip(number)])
         bit_by_bit.reject(f"clips/bad-{number}.mp4", "too dark")
 
-    assert at_once.snapshot("train") == bit_by_bit.snapshot("train")
-    assert at_once.entries("train") == bit_by_bit.entries("train")
-    assert len(at_once.snapshot("train")) == 12
-    assert int(at_once.snapshot("train"), 16) >= 0
+    assert at_once.snapshot().digest == bit_by_bit.snapshot().digest
+    assert at_once.snapshot().clips.entries() == bit_by_bit.entries("train")
+    assert len(at_once.snapshot().digest) == 16
+
+
+def test_the_revision_grows_with_every_change(tmp_path: Path) -> None:
+    catalogue = Catalogue.create(tmp_path, INFO)
+    assert catalogue.revision() == 0
+    catalogue.add([clip(0), clip(1)])
+    assert catalogue.revision() == catalogue.snapshot().revision == 1
+    catalogue.reject("clips/bad.mp4", "too dark")
+    assert Catalogue.open(tmp_path).revision() == 2
+    with pytest.raises(DataError, match="only once"):
+        catalogue.add([clip(2), clip(0)])
+    assert catalogue.revision() == 2
 
 
 @pytest.mark.parametrize(
@@ -179,9 +192,10 @@ def test_snapshot_ignores_when_clips_came(tmp_path: Path) -> None:
         {"text_tokens": 7},
         {"split": "validation"},
         {"scores": {"motion": 0.5}},
+        {"collection": "pexels"},
     ],
 )
-def test_snapshot_changes_with_every_property_of_a_clip(
+def test_a_snapshot_changes_with_every_property_of_a_clip(
     tmp_path: Path, change: dict[str, object]
 ) -> None:
     clips = [clip(number) for number in range(5)]
@@ -189,14 +203,23 @@ def test_snapshot_changes_with_every_property_of_a_clip(
     before.add(clips)
     after = Catalogue.create(tmp_path / "b", INFO)
     after.add([*clips[:2], replace(clips[2], **change), *clips[3:]])
-    assert before.snapshot("train") != after.snapshot("train")
+    assert before.snapshot().digest != after.snapshot().digest
 
 
-def test_snapshot_changes_with_order_addition_and_codec(tmp_path: Path) -> None:
+def test_where_the_bytes_lie_changes_no_snapshot(tmp_path: Path) -> None:
+    digests = set()
+    for name, moved in (("a", {}), ("b", {"offset": 77}), ("c", {"shard": "000099.tar"})):
+        catalogue = Catalogue.create(tmp_path / name, INFO)
+        catalogue.add([replace(clip(number), **moved) for number in range(3)])
+        digests.add(catalogue.snapshot().digest)
+    assert len(digests) == 1
+
+
+def test_a_snapshot_changes_with_order_addition_and_codec(tmp_path: Path) -> None:
     def snapshot(name: str, clips: list[NewClip], info: DataInfo = INFO) -> str:
         catalogue = Catalogue.create(tmp_path / name, info)
         catalogue.add(clips)
-        return catalogue.snapshot("train")
+        return catalogue.snapshot().digest
 
     clips = [clip(number) for number in range(3)]
     snapshots = {
@@ -209,13 +232,35 @@ def test_snapshot_changes_with_order_addition_and_codec(tmp_path: Path) -> None:
     assert len(snapshots) == 5
 
 
+def test_a_snapshot_of_many_batches_holds_every_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalewright.data.catalogue.ROWS_PER_FETCH", 3)
+    catalogue = Catalogue.create(tmp_path, INFO)
+    splits = ["validation" if number % 4 == 0 else "train" for number in range(11)]
+    catalogue.add(
+        [
+            replace(clip(n, split), collection="ab"[n % 2], scores={"motion": 0.1 * n} if n else {})
+            for n, split in enumerate(splits)
+        ]
+    )
+    snapshot = catalogue.snapshot()
+    assert snapshot.validation.tolist() == [split == "validation" for split in splits]
+    trained = [e for e, held in zip(snapshot.clips.entries(), snapshot.validation, strict=True)
+               if not held]  # fmt: skip
+    assert trained == catalogue.entries("train")
+    assert {e.collection for e in trained} == {"a", "b"}
+
+
 # Scores
 
 
 def make_old(path: Path) -> None:
-    """What the first schema version wrote: the same table without scores."""
+    """What the first schema version wrote: the same table with neither scores nor collections."""
     with sqlite3.connect(path) as connection:
         connection.execute("ALTER TABLE clips DROP COLUMN scores")
+        connection.execute("ALTER TABLE clips DROP COLUMN collection")
+        connection.execute("DELETE FROM info WHERE key = 'revision'")
         connection.execute("UPDATE info SET value = '1' WHERE key = 'schema_version'")
 
 
@@ -239,7 +284,7 @@ def test_snapshot_tells_scores_apart_but_not_their_order(tmp_path: Path) -> None
     def snapshot(name: str, scores: dict[str, float]) -> str:
         catalogue = Catalogue.create(tmp_path / name, INFO)
         catalogue.add([replace(clip(0), scores=scores)])
-        return catalogue.snapshot("train")
+        return catalogue.snapshot().digest
 
     both = {"motion": 0.5, "clarity": 0.25}
     assert snapshot("a", both) == snapshot("b", dict(reversed(both.items())))
@@ -251,25 +296,19 @@ def test_snapshot_tells_scores_apart_but_not_their_order(tmp_path: Path) -> None
 def test_an_older_catalogue_is_read_and_gone_on_with_as_it_is(tmp_path: Path) -> None:
     made = Catalogue.create(tmp_path, INFO)
     made.add([clip(number) for number in range(3)])
-    entries, snapshot = made.entries("train"), made.snapshot("train")
+    entries, snapshot = made.entries("train"), made.snapshot().digest
     make_old(tmp_path / "catalogue.sqlite")
     bytes_before = (tmp_path / "catalogue.sqlite").read_bytes()
 
     old = Catalogue.create(tmp_path, INFO)
     assert old.entries("train") == entries
-    assert old.snapshot("train") == snapshot
+    assert old.snapshot().digest == snapshot
     with pytest.raises(DataError, match=r"version 1 has no scores, but clips/4\.mp4 has"):
         old.add([clip(3), replace(clip(4), scores={"motion": 1.0})])
     assert (tmp_path / "catalogue.sqlite").read_bytes() == bytes_before
     old.add([clip(3)])
     old.reject("clips/broken.mp4", "no frame could be decoded")
     assert len(Catalogue.open(tmp_path).entries("train")) == 4
-
-
-def test_the_snapshot_of_clips_without_scores_is_that_of_the_first_version(tmp_path: Path) -> None:
-    catalogue = Catalogue.create(tmp_path, INFO)
-    catalogue.add([clip(number) for number in range(5)])
-    assert catalogue.snapshot("train") == "51b9de742e30", "runs begun before go on"
 
 
 def test_damaged_scores_are_told(tmp_path: Path) -> None:
@@ -315,7 +354,7 @@ def queries(draw: st.DrawFn) -> ClipQuery:
 
 
 @pytest.fixture(scope="module")
-def many_sizes(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+def many_sizes(tmp_path_factory: pytest.TempPathFactory) -> Clips:
     catalogue = Catalogue.create(tmp_path_factory.mktemp("many"), INFO)
     sides = (1, 4, 6, 9, 16)
     sizes = [(t, h, w) for t in range(1, 6) for h in sides for w in sides]
@@ -325,26 +364,47 @@ def many_sizes(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
             for number, (t, h, w) in enumerate(sizes)
         ]
     )
-    return catalogue
+    return catalogue.snapshot().clips
 
 
 @settings(max_examples=60, deadline=None)
 @given(query=queries())
-def test_a_query_takes_the_clips_that_it_says(many_sizes: Catalogue, query: ClipQuery) -> None:
-    everything = many_sizes.entries("train")
-    assert many_sizes.entries("train", query) == list(filter(by_hand(query), everything))
+def test_a_query_takes_the_clips_that_it_says(many_sizes: Clips, query: ClipQuery) -> None:
+    assert many_sizes.take(query.mask(many_sizes)).entries() == list(
+        filter(by_hand(query), many_sizes.entries())
+    )
 
 
-def test_without_limits_every_clip_of_the_split_is_meant(many_sizes: Catalogue) -> None:
-    everything = many_sizes.entries("train")
-    assert len(everything) == 125
-    assert many_sizes.entries("train", ClipQuery()) == everything
-    assert many_sizes.entries("validation", ClipQuery()) == []
+def test_without_limits_every_clip_is_meant(many_sizes: Clips) -> None:
+    assert ClipQuery().mask(many_sizes).sum() == len(many_sizes) == 125
     limits = ClipQuery(
         min_latent_area=24, max_latent_area=24, min_latent_frames=3, max_latent_frames=3
     )
-    chosen = many_sizes.entries("train", limits)
+    chosen = many_sizes.take(limits.mask(many_sizes)).entries()
     assert {(e.latent_frames, e.height, e.width) for e in chosen} == {(3, 4, 6), (3, 6, 4)}
+
+
+def test_a_query_asks_for_data_sets_and_for_known_quality(tmp_path: Path) -> None:
+    catalogue = Catalogue.create(tmp_path, INFO)
+    scores: list[dict[str, float]] = [{}, {"motion": 0.2}, {"motion": 0.5}, {"motion": 0.9}]
+    catalogue.add(
+        [
+            replace(clip(number), scores=scores[number % 4], collection="ab"[number % 2])
+            for number in range(8)
+        ]
+    )
+    clips = catalogue.snapshot().clips
+
+    def meant(**query: Any) -> list[int]:
+        return clips.id[ClipQuery(**query).mask(clips)].tolist()
+
+    assert meant(collections=("b",)) == [2, 4, 6, 8]
+    assert meant(min_scores={"motion": 0.5}) == [3, 4, 7, 8]
+    assert meant(collections=("a",), min_scores={"motion": 0.0}) == [3, 7]
+    with pytest.raises(ConfigError, match=r"clips\.collections names x, .* there are: a, b"):
+        meant(collections=("a", "x"))
+    with pytest.raises(ConfigError, match=r"clips\.min_scores names look, .* there are: motion"):
+        meant(min_scores={"look": 0.5})
 
 
 @pytest.mark.parametrize(

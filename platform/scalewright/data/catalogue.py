@@ -175,7 +175,7 @@ class Catalogue:
         names = [each.name for each in dataclasses.fields(Entry)]
         with self._reading() as rows:
             return [
-                Entry(**dict(zip(names, values, strict=True)))
+                Entry(**(dict(zip(names, values, strict=True)) | {"scores": values[-1] or {}}))
                 for batch in rows([_clips.c.split, *(self._column(name) for name in names)])
                 for own, *values in batch
                 if own == split
