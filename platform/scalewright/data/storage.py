@@ -16,6 +16,7 @@ from scalewright.errors import DataError
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 15.0  # without a byte; a stalled answer ends here at the latest
 CONNECTIONS = 64
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 
 
 class MissingError(DataError):
@@ -24,6 +25,10 @@ class MissingError(DataError):
 
 class AccessError(DataError):
     """The store refuses: credentials are wrong, expired or too weak."""
+
+
+class ExpiredError(AccessError):
+    """Credentials that were good until now."""
 
 
 class StoreError(DataError):
@@ -113,6 +118,14 @@ class Bucket:
         self._clients: dict[int, Any] = {}
 
     def read(self, key: str, offset: int = 0, size: int | None = None) -> bytearray:
+        try:
+            return self._read(key, offset, size)
+        except ExpiredError:  # they may have been renewed where boto3 finds them
+            with self._lock:
+                self._clients.clear()
+            return self._read(key, offset, size)
+
+    def _read(self, key: str, offset: int, size: int | None) -> bytearray:
         asked = {} if size is None and not offset else {"Range": _range(offset, size)}
         with _translated(self._place(key)):
             answer = self._client().get_object(Bucket=self._bucket, Key=self._prefix + key, **asked)
@@ -187,9 +200,11 @@ class _translated:  # noqa: N801 - a context manager, read as a verb
             told = f"{self._place}: {code or status} ({error.response['Error'].get('Message', '')})"
             if code in ("NoSuchKey", "NoSuchBucket", "404") or status == 404:
                 raise MissingError(told) from None
+            if code in _EXPIRED:
+                raise ExpiredError(f"{told}; renew the credentials that boto3 finds here") from None
             if status in (401, 403):
                 raise AccessError(
-                    f"{told}; renew the credentials that boto3 finds here, or allow the reading"
+                    f"{told}; check the credentials that boto3 finds here, and what they allow"
                 ) from None
             raise StoreError(told) from None
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
