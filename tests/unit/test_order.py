@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scalewright.data.clips import Clips
 from scalewright.data.measure import Weights
-from scalewright.data.order import LeftOut, Mark, PackOrder, deal
+from scalewright.data.order import LeftOut, PackOrder, deal
 from scalewright.data.sample import Entry
 from scalewright.data.settings import DataConfig, legal_worlds
 from scalewright.errors import ConfigError, DataError
@@ -45,9 +45,9 @@ def weigh_480p(clips: Clips) -> Weights:
     return replace(weigh(clips), flops=24 * d * d * tokens + 4 * d * tokens**2)
 
 
-def order_of(clips: Clips, seed: int = 0, mark: Mark | None = None, **config: object) -> PackOrder:
+def order_of(clips: Clips, seed: int = 0, **config: object) -> PackOrder:
     settings = DataConfig(**{"pack_tokens": 26, "packs_per_step": 4, **config})  # type: ignore[arg-type]
-    return PackOrder(clips, np.arange(len(clips)), weigh, settings, seed, mark=mark)
+    return PackOrder(clips, np.arange(len(clips)), weigh, settings, seed)
 
 
 def ids(order: PackOrder, step: int) -> list[list[int]]:
@@ -105,10 +105,12 @@ def test_asking_backwards_or_from_a_mark_gives_the_same_steps() -> None:
     marks = [forward.mark(step) for step in range(120)]
     assert len(set(marks)) > 5
     for step in range(0, 120, 7):
-        resumed = order_of(clips, mark=marks[step], **small)
+        resumed = order_of(clips, **small)
+        resumed.plan_from(marks[step])
         assert ids(resumed, step) == there[step]
         assert len(resumed._starts) <= 6, "planned from the mark, not from the beginning"
-    before = order_of(clips, mark=marks[119], **small)
+    before = order_of(clips, **small)
+    before.plan_from(marks[119])
     assert ids(before, 3) == there[3], "a step before the mark is found as well"
 
 

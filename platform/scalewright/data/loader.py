@@ -67,10 +67,14 @@ class _Share:
 
 @dataclass
 class LoaderGauges:
-    """`wait_s`: how long the consumer has waited; `ram_bytes` hold clips, or are kept for them."""
+    """`wait_s`: how long the consumer has waited; `ram_bytes` hold clips, or are kept for them.
+
+    `clips` were read so far.
+    """
 
     wait_s: float = 0.0
     ram_bytes: int = 0
+    clips: int = 0
 
 
 class Loader:
@@ -236,6 +240,7 @@ class Loader:
             if share is None:  # closed meanwhile
                 return
             if sample is not None:
+                self.gauges.clips += 1
                 share.packs[place.pack][place.part] = sample
             share.awaited -= 1
             if not share.awaited:

@@ -78,7 +78,6 @@ class PackOrder:
         config: DataConfig,
         seed: int,
         begin: int = 0,
-        mark: Mark | None = None,
     ) -> None:
         if seed < 0:
             raise ConfigError(f"seed = {seed}; it must be at least 0")
@@ -89,8 +88,8 @@ class PackOrder:
         self._rows, self._weigh = rows, weigh
         self._seed = seed
         self._begin = begin
-        self._mark = mark or Mark()
-        self._starts = [self._mark.pack]  # of the blocks from the mark on, as far as they are known
+        self._mark = Mark()
+        self._starts = [0]  # of the blocks from the mark on, as far as they are known
         self._blocks: OrderedDict[int, _Block] = OrderedDict()
         self._windows: OrderedDict[int, list[list[Pack]]] = OrderedDict()
         self._lock = threading.RLock()
@@ -154,6 +153,13 @@ class PackOrder:
         """Packs of the first block that its end closed before they were full."""
         with self._lock:
             return sum(pack.flushed for pack in self._block(0).all())
+
+    def plan_from(self, mark: Mark) -> None:
+        """Plan from a mark of the same order on, as a resumed run does."""
+        with self._lock:
+            self._mark, self._starts = mark, [mark.pack]
+            self._blocks.clear()
+            self._windows.clear()
 
     def mark(self, step: int) -> Mark:
         """From where on a resumed run must plan to find `step`."""

@@ -25,6 +25,9 @@ class DataConfig:
     `mixture`: weights of collections; left out, every clip is seen once an epoch, and with weights
     every clip once in each round of its collection. `shuffle_clips`: see `data/shuffle.py`.
 
+    `ram_bytes`: what one worker reads ahead, at most, beside the next step. `max_skip_share`: of
+    the clips that one worker reads so many may be broken or gone; they are left out and listed.
+
     `codec` and `text_encoder`: fingerprints that the folder must have been prepared with, as a
     plan pins those of its sweep; left out, any will do whose sizes fit the model. `assumed_clips`:
     sizes that a dry run takes for the clips where the folder is not there, such as "25x64x64+224"
@@ -42,6 +45,8 @@ class DataConfig:
     balance_steps: int = 8
     mixture: Mapping[str, float] = field(default_factory=dict, hash=False)
     shuffle_clips: int = 65_536
+    ram_bytes: int = 512 * 2**20
+    max_skip_share: float = 0.001
     codec: str | None = None
     text_encoder: str | None = None
     assumed_clips: tuple[str, ...] = ()
@@ -49,12 +54,18 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise ConfigError("data.path is empty; give the folder that jobs/prepare.py wrote")
-        for name in ("pack_tokens", "packs_per_step", "balance_steps", "shuffle_clips"):
+        for name in (
+            "pack_tokens", "packs_per_step", "balance_steps", "shuffle_clips", "ram_bytes",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} = {getattr(self, name)}; it must be at least 1")
         for name in ("pack_frames", "pack_flops"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ConfigError(f"data.{name} = {value}; it must be positive, or left out")
+        if not 0 <= self.max_skip_share < 1:
+            raise ConfigError(
+                f"data.max_skip_share = {self.max_skip_share}; it must be at least 0 and below 1"
+            )
         if self.trim_frames < 0:
             raise ConfigError(f"data.trim_frames = {self.trim_frames}; it must be at least 0")
         if bad := {name: weight for name, weight in self.mixture.items() if not weight > 0}:

@@ -14,6 +14,7 @@ from safetensors.torch import save as safetensors_bytes
 from scalewright.config import to_dict
 from scalewright.data.codec import codec_for
 from scalewright.data.loader import Loader, StepData
+from scalewright.data.order import Mark
 from scalewright.data.sample import Entry
 from scalewright.errors import DivergedError
 from scalewright.events import EVENTS_FILE, EventLog
@@ -40,6 +41,7 @@ from scalewright.train.quality import (
 )
 from scalewright.train.run import RunConfig
 from scalewright.train.samples import SampleSet, sample_set, write_frames
+from scalewright.train.skips import SkipList
 from scalewright.train.step import take_step
 from scalewright.train.training import begin_training
 from scalewright.train.validate import Validation, plan_validation
@@ -103,6 +105,7 @@ class _Worker:
         self.meter = Meter(self.training, peak)
         self.left_out = read_left_out(place.folder)
         self.skipped: list[int] = []
+        self.skips = SkipList(place.folder, world.rank, place.attempt, config.data.max_skip_share)
         self.last: dict[str, float] = {}
 
     def run(self) -> None:
@@ -143,7 +146,10 @@ class _Worker:
             world=self.world.size,
             start_step=start,
             stop_step=stage.settings.end,
+            ram_bytes=self.config.data.ram_bytes,
+            on_skip=self.skips,
         )
+        self.skips.clips_read = lambda: loader.gauges.clips
         log, every = self.config.log, self.config.checkpoint.every_steps
         also = (log.validate_every_steps, log.sample_every_steps)
         with loader:
@@ -201,6 +207,8 @@ class _Worker:
             return 0
         check_same_run(manifest.run["identity"], self.identity, self.place.folder)
         self.skipped = list(manifest.run.get("skipped", ()))
+        order = self.inputs.work.at(manifest.run["mark"]["stage"]).order
+        order.plan_from(Mark(manifest.run["mark"]["block"], manifest.run["mark"]["pack"]))
         logger.info(
             "resumed after step %d, saved by %d workers, now %d",
             manifest.step,
@@ -244,9 +252,12 @@ class _Worker:
         return rewind_for(self.skipped, done, self.config.steps, self.left_out, self.config.guard)
 
     def _save(self, done: int) -> None:
+        stage = self.inputs.work.at(done - 1)
+        mark = stage.order.mark(min(done, stage.settings.end - 1))
         run = {
             "config": to_dict(self.config),
             "identity": self.identity,
+            "mark": {"stage": stage.settings.begin, **asdict(mark)},
             "skipped": self.skipped[-self.config.guard.rewind_window_steps :],
         }
         null_text = safetensors_bytes({"text": self.inputs.null_text})

@@ -1,0 +1,56 @@
+"""Clips that cannot be read: what a run does without them, and how many it bears."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from folders import write_data_folder
+from ranks import series, small, train_on
+
+from scalewright.data.catalogue import Catalogue
+from scalewright.errors import DataError
+
+
+def data_with_broken(ids: Sequence[int], folder: Path) -> Path:
+    """A folder in which one bit of each of these clips has turned over."""
+    data = write_data_folder(folder)
+    for entry in Catalogue.open(data).entries("train"):
+        if entry.id in ids:
+            with (data / "shards" / entry.shard).open("r+b") as file:
+                file.seek(entry.offset + entry.bytes - 1)
+                last = file.read(1)[0]
+                file.seek(entry.offset + entry.bytes - 1)
+                file.write(bytes([last ^ 64]))
+    return data
+
+
+def skipped(folder: Path) -> set[tuple[int, int]]:
+    """(step, clip) of all that the run's ranks listed."""
+    lines = [
+        json.loads(line)
+        for path in (folder / "skipped").glob("rank-*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert all("checksum" in line["reason"] and line["shard"] for line in lines)
+    return {(line["step"], line["clip"]) for line in lines}
+
+
+def test_a_run_without_some_clips_is_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
+    data = data_with_broken([3, 11, 20], tmp_path / "data")
+    config = small("data.max_skip_share=0.5")
+    alone = train_on(0, config, tmp_path / "alone", data)
+    shared = train_on(2, config, tmp_path / "shared", data)
+    assert {clip for _, clip in skipped(alone)} == {3, 11, 20}
+    assert skipped(alone) == skipped(shared)
+    for name in ("loss/train", "grad/norm", "eval/loss_all"):
+        assert series(shared, name) == pytest.approx(series(alone, name), abs=1e-5), name
+
+
+def test_too_many_of_them_end_the_run_and_are_listed(tmp_path: Path) -> None:
+    data = data_with_broken(range(1, 41), tmp_path / "data")
+    with pytest.raises(
+        DataError, match=r"11 of \d+ clips could not .* data\.max_skip_share = 0\.001"
+    ):
+        train_on(0, small(), tmp_path / "run", data)
+    assert len(skipped(tmp_path / "run")) >= 11
