@@ -103,7 +103,8 @@ def read_through(url: str, data: Path, monkeypatch: pytest.MonkeyPatch, steps: i
     monkeypatch.setattr(fetching, "FIRST_PAUSE_S", 0.02)
     fetcher, skips = Fetcher(Bucket(BUCKET, "some/where"), deadline_s=6.0), list[Skip]()
     begin_s = time.monotonic()
-    span = {"rank": 0, "world": 1, "start_step": 0, "stop_step": steps}
+    # Every clip is a range of its own, so that one of them can be hurt.
+    span = {"rank": 0, "world": 1, "start_step": 0, "stop_step": steps, "joined": False}
     try:
         with Loader(fetcher, plan(data), on_skip=skips.append, **span) as loader:
             packs = [step.packs for step in loader]
@@ -121,7 +122,6 @@ def test_what_a_bad_network_does_once_is_made_good(
     mode: Mode, uploaded: str, server: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = Faults(mode)
-    monkeypatch.setattr("scalewright.data.ranges.GAP_BYTES", -1)  # no byte that is not wanted
     with proxy(server, faults) as url:
         ids, skips, gauges, seconds = read_through(url, data, monkeypatch)
     order = plan(data)
@@ -141,8 +141,6 @@ def test_what_stays_bad_is_skipped_and_listed_and_the_order_of_the_others_stays(
     entry = order.packs(1)[0][0].entry
     first = f"bytes={entry.offset}-"
     faults = Faults(mode, times=0, match=first, stall_s=2.0)
-    # Every clip is a range of its own, so that one of them can be hurt.
-    monkeypatch.setattr("scalewright.data.ranges.GAP_BYTES", -1)
     with proxy(server, faults) as url:
         ids, skips, _, seconds = read_through(url, data, monkeypatch)
     planned = [[p.entry.id for p in pack] for s in range(4) for pack in order.share(s, 0, 1)]

@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import NamedTuple
 
 from scalewright.data.fetching import Fetcher
+from scalewright.data.hot import HotVolume
 from scalewright.data.order import PackOrder, Planned
-from scalewright.data.ranges import RANGE_BYTES, CorruptError, Range, Want, clip_of, coalesce
+from scalewright.data.ranges import GAP_BYTES, RANGE_BYTES, Range, Want, clip_of, coalesce
 from scalewright.data.sample import Entry, Missing, Sample
 from scalewright.data.settings import legal_worlds
-from scalewright.data.storage import AccessError
+from scalewright.data.storage import AccessError, CorruptError
 from scalewright.errors import ConfigError, DataError
 
 RAM_BYTES = 256 * 2**20
@@ -83,6 +84,8 @@ class Loader:
     Rank r of W gets its share of each step, so W must divide `packs_per_step`. At most `ram_bytes`
     wait in RAM, but always the next step. A clip that is gone or stays corrupt is skipped and told
     to `on_skip`, which may raise to end it all; any other error is raised from the iteration.
+    Clips come through `hot`, if there is such a volume before the store that the fetcher reads;
+    otherwise neighbours are read `joined`, where that saves requests.
     """
 
     def __init__(
@@ -96,6 +99,8 @@ class Loader:
         stop_step: int,
         ram_bytes: int = RAM_BYTES,
         on_skip: Callable[[Skip], None] | None = None,
+        hot: HotVolume | None = None,
+        joined: bool = True,
     ) -> None:
         _require_world(order.config.packs_per_step, world)
         if not 0 <= rank < world:
@@ -106,7 +111,10 @@ class Loader:
         self._rank, self._world = rank, world
         self._step, self._stop_step = start_step, stop_step
         self._ram_bytes = ram_bytes
-        self._on_skip = on_skip
+        self._on_skip, self._hot = on_skip, hot
+        # A volume has joined neighbours already, and brings a step once those before are read.
+        joined = joined and hot is None
+        self._gap_bytes, self._join_bytes = (GAP_BYTES, READ_AHEAD_BYTES) if joined else (-1, 1)
         self.gauges = LoaderGauges()
         # All below is guarded by `_changed`.
         self._changed = threading.Condition()
@@ -169,9 +177,9 @@ class Loader:
             while self._wait_for_room():
                 wants: list[Want[Place]] = []
                 bytes_wanted = 0
-                while bytes_wanted < READ_AHEAD_BYTES and self._has_room():
+                while bytes_wanted < self._join_bytes and self._has_room():
                     bytes_wanted += self._take_in(wants)
-                for each in coalesce(wants):
+                for each in coalesce(wants, self._gap_bytes):
                     self._ask(each)
         except BaseException as error:  # the consumer gets it, whatever it is
             self._stop(error)
@@ -185,6 +193,8 @@ class Loader:
     def _take_in(self, wants: list[Want[Place]]) -> int:
         """Add what the next step wants, and take its place in RAM; returns its bytes."""
         step = self._planned
+        if self._hot is not None:
+            self._hot.wait_for_step(step)
         packs = self._order.share(step, self._rank, self._world)
         size = 0
         for pack, parts in enumerate(packs):
@@ -243,8 +253,11 @@ class Loader:
                 self.gauges.clips += 1
                 share.packs[place.pack][place.part] = sample
             share.awaited -= 1
-            if not share.awaited:
-                self._changed.notify_all()
+            if share.awaited:
+                return
+            self._changed.notify_all()
+        if self._hot is not None:
+            self._hot.passed(place.step)
 
     def _stop(self, error: BaseException) -> None:
         with self._changed:

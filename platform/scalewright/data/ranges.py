@@ -40,11 +40,14 @@ class Range(Generic[Owner]):
     wants: tuple[Want[Owner], ...]
 
 
-def coalesce(wants: Iterable[Want[Owner]]) -> Iterator[Range[Owner]]:
-    """Ranges that hold all wanted clips: neighbours together, while they stay small."""
+def coalesce(wants: Iterable[Want[Owner]], gap_bytes: int = GAP_BYTES) -> Iterator[Range[Owner]]:
+    """Ranges that hold all wanted clips: neighbours together, while they stay small.
+
+    Neighbours have at most `gap_bytes` between them; -1 keeps every clip apart.
+    """
     group: list[Want[Owner]] = []
     for want in sorted(wants, key=lambda want: (want.entry.shard, want.entry.offset)):
-        if group and not _belongs(group, want.entry):
+        if group and not _belongs(group, want.entry, gap_bytes):
             yield _range(group)
             group = []
         group.append(want)
@@ -52,12 +55,12 @@ def coalesce(wants: Iterable[Want[Owner]]) -> Iterator[Range[Owner]]:
         yield _range(group)
 
 
-def _belongs(group: Sequence[Want[Any]], entry: Entry) -> bool:
+def _belongs(group: Sequence[Want[Any]], entry: Entry, gap_bytes: int) -> bool:
     first, last = group[0].entry, group[-1].entry
     end = last.offset + last.bytes
     return (
         entry.shard == first.shard
-        and entry.offset - end <= GAP_BYTES
+        and entry.offset - end <= gap_bytes
         and entry.offset + entry.bytes - first.offset <= RANGE_BYTES
     )
 

@@ -44,7 +44,7 @@ class Storage(Protocol):
 
     def read(self, key: str, offset: int = 0, size: int | None = None) -> bytearray: ...
 
-    def write(self, key: str, data: bytes) -> None: ...
+    def write(self, key: str, data: bytes | memoryview) -> None: ...
 
     def keys(self, prefix: str) -> list[str]: ...
 
@@ -87,7 +87,7 @@ class Folder:
             raise CorruptError(f"{path}: ends after {count} of {size} bytes at {offset}")
         return data
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes | memoryview) -> None:
         path = self._root / key
         part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
         try:
@@ -135,9 +135,9 @@ class Bucket:
             raise CorruptError(f"{self._place(key)}: gave {len(data)} of {size} bytes at {offset}")
         return data
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes | memoryview) -> None:
         with _translated(self._place(key)):
-            self._client().put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
+            self._client().put_object(Bucket=self._bucket, Key=self._prefix + key, Body=bytes(data))
 
     def keys(self, prefix: str) -> list[str]:
         with _translated(self._place(prefix)):

@@ -1,0 +1,210 @@
+"""The hot volume: one fetch for all ranks, bounded, tidied up, and never waited for in vain."""
+
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import write_data_folder
+
+from scalewright.data.catalogue import Catalogue
+from scalewright.data.fetching import Fetcher
+from scalewright.data.hot import HotVolume
+from scalewright.data.loader import Loader
+from scalewright.data.order import PackOrder
+from scalewright.data.settings import DataConfig
+from scalewright.data.staging import stretches
+from scalewright.data.storage import Folder
+from scalewright.errors import ConfigError
+from scalewright.model.shape import ModelConfig
+from scalewright.train.weigh import weigh_in
+
+STEPS, WORLD, GAP = 12, 2, 1024
+
+
+class Counted(Folder):
+    """A store that counts its reads."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: Counter[tuple[str, int]] = Counter()
+        self._lock = threading.Lock()
+
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytearray:
+        with self._lock:
+            self.reads[key, offset] += 1
+        return super().read(key, offset, size)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data_folder(tmp_path_factory.mktemp("data"), clips=120)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
+def plan(data: Path) -> PackOrder:
+    clips = Catalogue.open(data).snapshot().clips
+    config = DataConfig(pack_tokens=96, packs_per_step=4, shuffle_clips=60)
+    weigh = weigh_in(ModelConfig(text_dim=64, latent_channels=32))
+    return PackOrder(clips, np.arange(len(clips)), weigh, config, 0)
+
+
+class Rank:
+    """A rank that reads its share of all steps through the volume, in a thread of its own."""
+
+    def __init__(self, rank: int, data: Path, hot: Path, **options: Any) -> None:
+        self.store = Counted(data)
+        options = {"attempt": 1, "world": WORLD, "hot_bytes": 400_000} | options
+        self.volume = HotVolume(self.store, hot, rank=rank, **options)
+        self.most_bytes = 0
+        self.got: list[list[list[int]]] = []
+        self._rank, self._order = rank, plan(data)
+        self._thread = threading.Thread(target=self._read)
+
+    def start(self) -> None:
+        order, volume = self._order, self.volume
+        volume.bring(stretches(order, 0, STEPS, volume.stretch_bytes, GAP))
+        self._thread.start()
+
+    def _read(self) -> None:
+        fetcher = Fetcher(self.volume)
+        span = {"rank": self._rank, "world": WORLD, "start_step": 0, "stop_step": STEPS}
+        with Loader(fetcher, self._order, hot=self.volume, ram_bytes=100_000, **span) as loader:
+            for step in loader:
+                self.got.append([[s.id for s in pack] for pack in step.packs])  # type: ignore[union-attr]
+                time.sleep(0.02)
+        fetcher.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def end(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        self.volume.close()
+
+
+def lying(hot: Path) -> Iterator[int]:
+    """Bytes of every unit in the volume."""
+    for path in hot.glob("attempt-*/0*"):
+        try:
+            yield path.stat().st_size
+        except FileNotFoundError:
+            continue
+
+
+def run(data: Path, hot: Path, **options: Any) -> list[Rank]:
+    ranks = [Rank(rank, data, hot, **options) for rank in range(WORLD)]
+    for rank in ranks:
+        rank.start()
+    most = 0
+    while any(rank.alive for rank in ranks):
+        most = max(most, sum(lying(hot)))
+        time.sleep(0.002)
+    ends = [threading.Thread(target=rank.end) for rank in ranks]
+    for end in ends:
+        end.start()
+    for end in ends:
+        end.join()
+    order = plan(data)
+    ranks[0].most_bytes = most
+    for number, rank in enumerate(ranks):
+        planned = [
+            [[p.entry.id for p in pack] for pack in order.share(step, number, WORLD)]
+            for step in range(STEPS)
+        ]
+        assert rank.got == planned
+    return ranks
+
+
+def test_units_hold_what_the_steps_need_once(data: Path) -> None:
+    order = plan(data)
+    found = list(stretches(order, 2, STEPS, 300_000))
+    assert [s.first for s in found] == [2, *(s.stop for s in found[:-1])]
+    assert found[-1].stop == STEPS
+    assert len(found) > 1
+    for stretch in found:
+        names = [unit.name for rank in range(3) for unit in stretch.brought_by(rank, 3)]
+        assert sorted(names) == sorted(unit.name for unit in stretch.units)
+        for step in range(stretch.first, stretch.stop):
+            for entry in (p.entry for pack in order.packs(step) for p in pack):
+                holding = [
+                    u for u in stretch.units
+                    if u.key.endswith(entry.shard) and u.offset <= entry.offset
+                    and entry.offset + entry.bytes <= u.offset + u.bytes
+                ]  # fmt: skip
+                assert len(holding) == 1
+
+
+def test_every_unit_is_fetched_once_by_one_rank_and_deleted(data: Path, tmp_path: Path) -> None:
+    ranks = run(data, tmp_path)
+    fetched = Counter[tuple[str, int]]()
+    for rank in ranks:
+        fetched.update(rank.store.reads)
+        assert rank.volume.gauges.from_store == 0
+        assert rank.volume.gauges.from_volume > 50
+    wanted = Counter(
+        (unit.key, unit.offset)
+        for stretch in stretches(plan(data), 0, STEPS, ranks[0].volume.stretch_bytes, GAP)
+        for unit in stretch.units
+    )
+    assert fetched == wanted
+    assert 100_000 < ranks[0].most_bytes <= 400_000
+    left = {path.name for path in (tmp_path / "attempt-00001").iterdir()}
+    assert left == {"passed-00000", "passed-00001"}
+
+
+def test_a_volume_smaller_than_a_step_still_works(data: Path, tmp_path: Path) -> None:
+    ranks = run(data, tmp_path, hot_bytes=3)
+    assert all(rank.volume.gauges.from_store == 0 for rank in ranks)
+
+
+def test_what_other_attempts_left_is_deleted(data: Path, tmp_path: Path) -> None:
+    old = tmp_path / "attempt-00001" / "00000000-000000"
+    old.parent.mkdir()
+    old.write_bytes(b"x" * 1000)
+    (old.parent / "00000000-000001.123.part").write_bytes(b"half")
+    run(data, tmp_path, attempt=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["attempt-00002"]
+
+
+def test_a_volume_that_vanishes_costs_only_requests(data: Path, tmp_path: Path) -> None:
+    ranks = [Rank(rank, data, tmp_path / "hot", patience_s=0.3) for rank in range(WORLD)]
+    for rank in ranks:
+        rank.start()
+    time.sleep(0.15)
+    shutil.rmtree(tmp_path / "hot")
+    for rank in ranks:
+        rank.end()
+        assert len(rank.got) == STEPS
+    assert sum(rank.volume.gauges.from_store for rank in ranks) > 0
+
+
+def test_a_rank_that_brings_nothing_is_not_waited_for(data: Path, tmp_path: Path) -> None:
+    one = Rank(0, data, tmp_path, patience_s=0.2)
+    one.start()
+    one.end()
+    assert len(one.got) == STEPS
+    assert one.volume.gauges.from_store > 0
+    assert one.volume.gauges.from_volume > 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"data\.hot = .*/file/hot: Not a directory; give a"):
+        HotVolume(Folder(data), tmp_path / "file" / "hot", attempt=1, rank=0, world=1, hot_bytes=10)
