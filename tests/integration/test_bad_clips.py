@@ -54,3 +54,22 @@ def test_too_many_of_them_end_the_run_and_are_listed(tmp_path: Path) -> None:
     ):
         train_on(0, small(), tmp_path / "run", data)
     assert len(skipped(tmp_path / "run")) >= 11
+
+
+def test_a_run_through_a_hot_volume_is_the_same_and_leaves_it_empty(
+    data_folder: Path, tmp_path: Path
+) -> None:
+    plain = train_on(0, small(), tmp_path / "plain", data_folder)
+    config = small(f"data.hot={tmp_path / 'hot'}", "data.hot_bytes=300000", "data.ram_bytes=40000")
+    staged = train_on(2, config, tmp_path / "staged", data_folder)
+    for name in ("loss/train", "eval/loss_all"):
+        assert series(staged, name) == pytest.approx(series(plain, name), abs=1e-5), name
+    assert series(staged, "data/hot_reads")[-1] > 0
+    assert series(staged, "data/hot_misses")[-1] == 0
+    assert series(staged, "data/seen/collection/all")[-1] == series(staged, "data/clips")[-1] > 0
+    kinds = ("picture/4x4", "picture/6x4", "video/4x4", "video/4x6")
+    assert (
+        sum(series(plain, f"data/seen/{kind}")[-1] for kind in kinds)
+        == (series(plain, "data/clips")[-1])
+    )
+    assert not list((tmp_path / "hot").rglob("0*"))

@@ -68,7 +68,7 @@ class Rank:
 
     def __init__(self, rank: int, data: Path, hot: Path, **options: Any) -> None:
         self.store = Counted(data)
-        options = {"attempt": 1, "world": WORLD, "hot_bytes": 400_000} | options
+        options = {"name": "attempt-1", "world": WORLD, "hot_bytes": 400_000} | options
         self.volume = HotVolume(self.store, hot, rank=rank, **options)
         self.most_bytes = 0
         self.got: list[list[list[int]]] = []
@@ -165,7 +165,7 @@ def test_every_unit_is_fetched_once_by_one_rank_and_deleted(data: Path, tmp_path
     )
     assert fetched == wanted
     assert 100_000 < ranks[0].most_bytes <= 400_000
-    left = {path.name for path in (tmp_path / "attempt-00001").iterdir()}
+    left = {path.name for path in (tmp_path / "attempt-1").iterdir()}
     assert left == {"passed-00000", "passed-00001"}
 
 
@@ -175,12 +175,12 @@ def test_a_volume_smaller_than_a_step_still_works(data: Path, tmp_path: Path) ->
 
 
 def test_what_other_attempts_left_is_deleted(data: Path, tmp_path: Path) -> None:
-    old = tmp_path / "attempt-00001" / "00000000-000000"
+    old = tmp_path / "attempt-1" / "00000000-000000"
     old.parent.mkdir()
     old.write_bytes(b"x" * 1000)
     (old.parent / "00000000-000001.123.part").write_bytes(b"half")
-    run(data, tmp_path, attempt=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["attempt-00002"]
+    run(data, tmp_path, name="attempt-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["attempt-2"]
 
 
 def test_a_volume_that_vanishes_costs_only_requests(data: Path, tmp_path: Path) -> None:
@@ -207,4 +207,4 @@ def test_a_rank_that_brings_nothing_is_not_waited_for(data: Path, tmp_path: Path
 def test_a_folder_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"data\.hot = .*/file/hot: Not a directory; give a"):
-        HotVolume(Folder(data), tmp_path / "file" / "hot", attempt=1, rank=0, world=1, hot_bytes=10)
+        HotVolume(Folder(data), tmp_path / "file" / "hot", name="a", rank=0, world=1, hot_bytes=10)

@@ -1,7 +1,7 @@
 """A hot volume between the store and the RAM, such as a folder on NFS that all nodes share.
 
-    FOLDER/attempt-00003/00000012-000007    a unit of stretch 12, whole
-    FOLDER/attempt-00003/passed-00001       the first stretch that rank 1 still reads
+    FOLDER/NAME/00000012-000007    a unit of stretch 12, whole
+    FOLDER/NAME/passed-00001       the first stretch that rank 1 still reads
 
 Each rank brings its units under another name first, and notes how far it has everything in RAM;
 what all have passed is deleted. A reader looks for names in the folder's listing, for NFS clients
@@ -46,7 +46,8 @@ class HotVolume:
     """A `Storage` that reads from the volume what is brought there, and all else from the store.
 
     `bring` starts to bring a rank's share of stretches; `passed` is told the steps that are wholly
-    in RAM. For all ranks together at most `hot_bytes` lie there, or one stretch.
+    in RAM. `name` is of this attempt alone; what others left in the folder is deleted. For all
+    ranks together at most `hot_bytes` lie there, or one stretch.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class HotVolume:
         store: Storage,
         folder: Path,
         *,
-        attempt: int,
+        name: str,
         rank: int,
         world: int,
         hot_bytes: int,
@@ -62,7 +63,7 @@ class HotVolume:
     ) -> None:
         self.gauges = HotGauges()
         self._store, self._rank, self._world = store, rank, world
-        self._folder = folder / f"attempt-{attempt:05d}"
+        self._folder = folder / name
         self._hot_bytes, self._patience_s = hot_bytes, patience_s
         self._fetcher = Fetcher(store)
         # All below is guarded by `_changed`.
@@ -275,6 +276,6 @@ def _read_number(path: Path) -> int:
 
 def _sweep(folder: Path, keep: Path) -> None:
     """Delete what other attempts left; one that still runs reads from the store from now on."""
-    for path in folder.glob("attempt-*"):
-        if path != keep:
+    for path in folder.glob("*"):
+        if path.is_dir() and path != keep:
             shutil.rmtree(path, ignore_errors=True)

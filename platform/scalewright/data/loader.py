@@ -8,8 +8,9 @@ coming packs into ranges, and hands these to the fetcher.
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import NamedTuple
 
@@ -70,12 +71,13 @@ class _Share:
 class LoaderGauges:
     """`wait_s`: how long the consumer has waited; `ram_bytes` hold clips, or are kept for them.
 
-    `clips` were read so far.
+    `clips` were read so far; `seen` counts them by collection and by kind.
     """
 
     wait_s: float = 0.0
     ram_bytes: int = 0
     clips: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
 
 
 class Loader:
@@ -251,6 +253,8 @@ class Loader:
                 return
             if sample is not None:
                 self.gauges.clips += 1
+                entry = share.packs[place.pack][place.part].entry  # type: ignore[union-attr]
+                self.gauges.seen.update((collection_of(entry), kind_of(entry)))
                 share.packs[place.pack][place.part] = sample
             share.awaited -= 1
             if share.awaited:
@@ -276,6 +280,17 @@ class Loader:
     def _is_ready(self) -> bool:
         share = self._shares.get(self._step)
         return share is not None and not share.awaited
+
+
+def collection_of(entry: Entry) -> str:
+    """The name under which clips of its data set are counted."""
+    return f"collection/{entry.collection or 'all'}"
+
+
+def kind_of(entry: Entry) -> str:
+    """The name under which clips of its size are counted."""
+    kind = "video" if entry.is_video else "picture"
+    return f"{kind}/{entry.width}x{entry.height}"
 
 
 def _absent(planned: Planned) -> Missing:

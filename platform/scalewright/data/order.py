@@ -133,6 +133,16 @@ class PackOrder:
             found.update(zip(weights.visual.tolist(), weights.text.tolist(), strict=True))
         return found
 
+    def kinds(self) -> list[Entry]:
+        """A clip of each collection, latent size and kind (picture or video) that there is."""
+        clips, firsts = self.clips, set[int]()
+        for begin in range(0, len(self._rows), WEIGHED_AT_ONCE):
+            rows = self._rows[begin : begin + WEIGHED_AT_ONCE]
+            size = clips.height[rows].astype(np.int64) << 32 | clips.width[rows]
+            for columns in (clips.collection[rows], size * 2 + clips.is_video[rows]):
+                firsts.update(rows[np.unique(columns, return_index=True)[1]].tolist())
+        return [clips.entry(row) for row in sorted(firsts)]
+
     def costs(self, step: int) -> list[float]:
         """FLOPs of each pack of a step."""
         return [pack.cost for pack in self._step(step)]

@@ -21,7 +21,7 @@ class ClipReader:
 
     def __init__(self, storage: Storage) -> None:
         self.fetcher = Fetcher(storage)
-        self._storage = storage
+        self.storage = storage
 
     def read(self, entries: Sequence[Entry]) -> list[Sample]:
         """These clips in float32; any that cannot be read is an error."""
@@ -55,7 +55,7 @@ class ClipReader:
 
     def null_text(self) -> Tensor:
         """The embedding of the empty prompt, (S, D) float32."""
-        data = self._storage.read(NULL_TEXT_FILE)
+        data = self.storage.read(NULL_TEXT_FILE)
         try:
             return safetensors.torch.load(bytes(data))["text"].float()
         except (SafetensorError, KeyError) as error:

@@ -25,8 +25,11 @@ class DataConfig:
     `mixture`: weights of collections; left out, every clip is seen once an epoch, and with weights
     every clip once in each round of its collection. `shuffle_clips`: see `data/shuffle.py`.
 
-    `ram_bytes`: what one worker reads ahead, at most, beside the next step. `max_skip_share`: of
-    the clips that one worker reads so many may be broken or gone; they are left out and listed.
+    `hot`: a folder that all workers share, such as on NFS, through which clips come from the store
+    to RAM, so that each is fetched once for all of them; at most `hot_bytes` lie there, or what a
+    step needs. `ram_bytes`: what one worker reads ahead, at most, beside the next step.
+    `max_skip_share`: of the clips that one worker reads so many may be broken or gone; they are
+    left out and listed.
 
     `codec` and `text_encoder`: fingerprints that the folder must have been prepared with, as a
     plan pins those of its sweep; left out, any will do whose sizes fit the model. `assumed_clips`:
@@ -46,6 +49,8 @@ class DataConfig:
     mixture: Mapping[str, float] = field(default_factory=dict, hash=False)
     shuffle_clips: int = 65_536
     ram_bytes: int = 512 * 2**20
+    hot: str | None = None
+    hot_bytes: int = 64 * 2**30
     max_skip_share: float = 0.001
     codec: str | None = None
     text_encoder: str | None = None
@@ -56,6 +61,7 @@ class DataConfig:
             raise ConfigError("data.path is empty; give the folder that jobs/prepare.py wrote")
         for name in (
             "pack_tokens", "packs_per_step", "balance_steps", "shuffle_clips", "ram_bytes",
+            "hot_bytes",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} = {getattr(self, name)}; it must be at least 1")

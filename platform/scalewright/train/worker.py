@@ -13,7 +13,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from scalewright.config import to_dict
 from scalewright.data.codec import codec_for
-from scalewright.data.loader import Loader, StepData
+from scalewright.data.loader import StepData
 from scalewright.data.order import Mark
 from scalewright.data.sample import Entry
 from scalewright.errors import DivergedError
@@ -21,6 +21,7 @@ from scalewright.events import EVENTS_FILE, EventLog
 from scalewright.model.attention import attention_for
 from scalewright.model.statistics import Watch
 from scalewright.train.checkpoint import Checkpointer
+from scalewright.train.feed import Feed
 from scalewright.train.guard import (
     Rewind,
     read_left_out,
@@ -139,20 +140,18 @@ class _Worker:
         self.validation = self._plan_validation(stage)
         if start == stage.settings.begin:
             self.training.memory.forget()
-        loader = Loader(
-            self.inputs.reader.fetcher,
-            stage.order,
-            rank=self.world.rank,
-            world=self.world.size,
-            start_step=start,
-            stop_step=stage.settings.end,
-            ram_bytes=self.config.data.ram_bytes,
-            on_skip=self.skips,
-        )
-        self.skips.clips_read = lambda: loader.gauges.clips
         log, every = self.config.log, self.config.checkpoint.every_steps
         also = (log.validate_every_steps, log.sample_every_steps)
-        with loader:
+        self.feed = Feed(
+            self.config,
+            self.inputs,
+            stage,
+            self.world,
+            start_step=start,
+            attempt=self.place.attempt,
+            skips=self.skips,
+        )
+        with self.feed as loader:
             self.meter.restart()
             waited_s = 0.0
             for data in loader:
@@ -238,9 +237,8 @@ class _Worker:
         """Tell of the steps since the last report, and whether the run must go back."""
         lr = lr_at(done - 1, self.config.steps, self.config.optimizer)
         report = self.meter.report(done, lr=lr, wait_s=wait_s)
-        metrics = report.metrics | {
-            "data/epoch": self.inputs.work.at(done - 1).order.epoch_of(done)
-        }
+        order = self.inputs.work.at(done - 1).order
+        metrics = report.metrics | self.feed.metrics() | {"data/epoch": order.epoch_of(done)}
         if self.events is not None:
             self.events.metrics(done, metrics)
         for skip in report.skips:
