@@ -288,7 +288,7 @@ def draw(curves: dict[Parametrisation, Curve], path: Path) -> None:
                 panel.plot([best], [mean(by_lr[best])], "*", markersize=14, color=line.get_color())
         panel.set_xscale("log", base=2)
         panel.set_xlabel("base learning rate")
-        panel.set_title(name)
+        panel.set_title({"mup": "muP", "standard": "standard parametrisation"}[name])
         panel.legend()
     panels[0].set_ylabel("loss on held-out clips")
     figure.savefig(path, dpi=130)
