@@ -123,7 +123,7 @@ def test_an_interrupted_run_gives_the_same_static_clips(captions: Path, tmp_path
     assert 0 < len(Catalogue.open(parts).sources()) < 24
     prepare(captions.parent, captions, parts, config=config, workers=3)
     assert static_sources(parts) == static_sources(whole)
-    assert Catalogue.open(parts).snapshot("train") == Catalogue.open(whole).snapshot("train")
+    assert Catalogue.open(parts).snapshot().digest == Catalogue.open(whole).snapshot().digest
     again = prepare(captions.parent, captions, parts, config=config)
     assert (again.new_clips, again.static_clips) == (0, len(static_sources(whole)))
 
