@@ -21,6 +21,7 @@ from scalewright.cluster import launch
 from scalewright.cluster.supervise import RunFolders, finished, only_driver, supervise
 from scalewright.config import assign, digest, merge, read_toml, to_dict, to_toml
 from scalewright.data.codec import codec_for
+from scalewright.errors import ConfigError
 from scalewright.events import Event, Metrics, Notice
 from scalewright.prepare.embedded import ensure_shapes
 from scalewright.recipes import SHAPES, recipe
@@ -64,6 +65,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of weights of a codec that needs them, for sample videos.",
 )
+@click.option(
+    "--inception-weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="inception-2015-12-05.pt of StyleGAN2-ADA, to measure sample videos by FID.",
+)
 @click.option("--worker-logs", is_flag=True, help="Show what the workers print.")
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it costs; no start.")
 @click.option("--json", "as_json", is_flag=True, help="Print the dry run as one JSON object.")
@@ -75,6 +81,7 @@ def main(
     fresh: bool,
     tracking_uri: str | None,
     codec_weights: Path | None,
+    inception_weights: Path | None,
     worker_logs: bool,
     dry_run: bool,
     as_json: bool,
@@ -91,7 +98,13 @@ def main(
         run=home / "runs" / config.name,
         data=(home / config.data.path).resolve(),
         codec_weights=codec_weights.resolve() if codec_weights else None,
+        inception_weights=inception_weights.resolve() if inception_weights else None,
     )
+    if inception_weights is not None and config.log.sample_clips < 2:
+        raise ConfigError(
+            f"--inception-weights with log.sample_clips = {config.log.sample_clips}; FID takes at "
+            "least 2 samples"
+        )
     if config.data.path == SHAPES:
         ensure_shapes(folders.data)
     if dry_run:
