@@ -22,6 +22,7 @@ from scalewright.cluster.supervise import RunFolders, finished, only_driver, sup
 from scalewright.config import assign, digest, merge, read_toml, to_dict, to_toml
 from scalewright.data.codec import codec_for
 from scalewright.data.storage import place_of
+from scalewright.errors import ConfigError
 from scalewright.events import Event, Metrics, Notice
 from scalewright.prepare.embedded import ensure_shapes
 from scalewright.recipes import SHAPES, recipe
@@ -65,6 +66,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of weights of a codec that needs them, for sample videos.",
 )
+@click.option(
+    "--inception-weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="inception-2015-12-05.pt of StyleGAN2-ADA, to measure sample videos by FID.",
+)
 @click.option("--worker-logs", is_flag=True, help="Show what the workers print.")
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it costs; no start.")
 @click.option("--json", "as_json", is_flag=True, help="Print the dry run as one JSON object.")
@@ -76,6 +82,7 @@ def main(
     fresh: bool,
     tracking_uri: str | None,
     codec_weights: Path | None,
+    inception_weights: Path | None,
     worker_logs: bool,
     dry_run: bool,
     as_json: bool,
@@ -92,7 +99,13 @@ def main(
         run=home / "runs" / config.name,
         data=place_of(home, config.data.path),
         codec_weights=codec_weights.resolve() if codec_weights else None,
+        inception_weights=inception_weights.resolve() if inception_weights else None,
     )
+    if inception_weights is not None and config.log.sample_clips < 2:
+        raise ConfigError(
+            f"--inception-weights with log.sample_clips = {config.log.sample_clips}; FID takes at "
+            "least 2 samples"
+        )
     if config.data.path == SHAPES:
         ensure_shapes(Path(folders.data))
     if dry_run:

@@ -41,7 +41,7 @@ EPILOG = """\b
 Examples:
   jobs/sample.py "a red circle moves right on a dark background" --run runs/demo
   jobs/sample.py "a blue square on a white background" --run runs/demo --frames 1 --size 64x96
-  jobs/sample.py "the circle moves left" --run runs/demo --first-frame start.png
+  jobs/sample.py "the circle moves left" --run runs/videos --first-frame start.png
   jobs/sample.py "a red circle" --run runs/demo --negative "a blue square" --aspect 16:9
   jobs/sample.py "a red circle" --run runs/demo --tensor-parallel 2
   torchrun --nproc-per-node 8 -- jobs/sample.py "a red circle" --run runs/demo
@@ -75,7 +75,8 @@ Examples:
 @click.option(
     "--first-frame",
     type=click.Path(path_type=Path, exists=True),
-    help="Picture that the video begins with; it is cropped to the video's aspect.",
+    help="Picture that the video begins with, cropped to its aspect; for runs with "
+    "flow.image_to_video.",
 )
 @click.option("--score", "scores", multiple=True, help="NAME=VALUE of a quality score the run has.")
 @click.option(

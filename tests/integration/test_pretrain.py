@@ -29,6 +29,21 @@ def test_dry_run_tells_what_it_would_cost_and_starts_nothing(
     assert not (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize("checkpoints", [0, 1])
+def test_other_settings_are_refused_once_there_is_a_checkpoint(
+    checkpoints: int, data_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "small"
+    for number in range(checkpoints):
+        (folder / "checkpoints" / f"step-{number:08d}").mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "identity.json").write_text('{"seed": 99}')
+    (folder / "summary.json").write_text('{"steps": 12}')  # so that nothing is trained
+    code, _, err = run(tmp_path, "pretrain", *SMALL, f"data.path={data_folder}", "name=small")
+    assert code == (2 if checkpoints else 0), err
+    assert ("begun with other settings" in err) is bool(checkpoints)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -45,6 +60,8 @@ def test_dry_run_tells_what_it_would_cost_and_starts_nothing(
         (["--plan", "missing.toml"], "missing.toml: no such file"),
         (["--recipe", "demmo"], "known recipes: demo"),
         (["--wrokers", "2"], "No such option"),
+        (["--inception-weights", "none.pt"], "'none.pt' does not exist"),
+        (["--inception-weights", __file__, "log.sample_clips=1"], "FID takes at least 2 samples"),
     ],
 )
 def test_bad_input_is_refused_before_ray_starts(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import ROOT, environment, run
 from PIL import Image
-from ranks import CPU, run_ranks, small, train_on
+from ranks import CPU, run_ranks, series, small, train_on
 
 from scalewright.config import assign
 from scalewright.data.codec import HaarCodec
@@ -25,7 +25,7 @@ from scalewright.train.parallel import autocast, build_model, current_world
 from scalewright.train.quality import SlicedWasserstein
 from scalewright.train.samples import sample_set
 from scalewright.train.validate import plan_validation
-from scalewright.train.worker import CHECKPOINTS
+from scalewright.train.worker import CHECKPOINTS, RunPlace, train
 
 CONFIG = small(
     "model.head_dim=16", "model.rope_axes=[4, 6, 6]", "model.mup_base_width=16", "steps=2",
@@ -117,6 +117,26 @@ def test_samples_are_drawn_with_the_scores_of_their_clips() -> None:
     model = replace(CONFIG.model, scores=("motion",))
     drawn = sample_set(scored, torch.zeros(1, 64), HaarCodec(), model, seed=0)
     assert {str(prompt.scores) for prompt in drawn.prompts} == {"{'motion': 0.5}"}
+
+
+class Detector(torch.nn.Module):
+    """Of the interface of the Inception file."""
+
+    def forward(self, pixels: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return pixels.float().mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the file is TorchScript
+def test_a_run_measures_fid_where_it_has_the_weights(data_folder: Path, tmp_path: Path) -> None:
+    torch.jit.script(Detector()).save(tmp_path / "detector.pt")
+    config = assign(
+        CONFIG, ["log.sample_clips=2", "log.sample_steps=2", "log.sample_every_steps=1"]
+    )
+    place = RunPlace(tmp_path / "run", data_folder, 1, inception_weights=tmp_path / "detector.pt")
+    train(config, place, CPU)
+    found = series(tmp_path / "run", "eval/fid")
+    assert len(found) == 2
+    assert all(value > 0 for value in found)
 
 
 def test_ranks_of_torchrun_make_one_picture(trained: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import awake
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalewright.errors import ConfigError
 from scalewright.model.memory import MemoryEstimate, Recompute, memory_estimate
 from scalewright.model.mmdit import MMDiT
-from scalewright.model.mup import materialise, meta_model, param_rules
+from scalewright.model.mup import meta_model
 from scalewright.model.packed import PackItem, pack, patchify, unpatchify
 from scalewright.model.rope import rotate, rotation
 from scalewright.model.shape import (
@@ -39,17 +40,6 @@ KANDINSKY = ModelConfig(
     width=3072, depth=42, head_dim=64, rope_axes=(16, 24, 24), time_freq_dim=3072, time_dim=512,
     text_dim=4096, latent_channels=16, qk_norm="layer",
 )  # fmt: skip
-
-
-def awake(config: ModelConfig, dtype: torch.dtype = torch.float64) -> MMDiT:
-    """A model whose zero-initialised parts have been given values, so that everything acts."""
-    model = meta_model(config)
-    materialise(model, param_rules(config), seed=0, device=torch.device("cpu"))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.to(dtype)
 
 
 def item(index: int, config: ModelConfig = TINY) -> PackItem:

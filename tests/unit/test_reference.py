@@ -6,10 +6,9 @@ its extra final norm set to the article's, outputs and gradients must agree.
 
 import pytest
 import torch
+from models import awake
 from torch import Tensor, nn
 
-from scalewright.model.mmdit import MMDiT
-from scalewright.model.mup import materialise, meta_model, param_rules
 from scalewright.model.packed import PackItem, pack, unpatchify
 from scalewright.model.shape import ModelConfig
 
@@ -22,17 +21,6 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 SHAPES = ((1, 4, 8, 4), (3, 4, 6, 10), (5, 4, 4, 4))
 TEXT = 7
-
-
-def ours() -> MMDiT:
-    """In fp64, with values in all that begins at zero."""
-    model = meta_model(CONFIG)
-    materialise(model, param_rules(CONFIG), seed=0, device=torch.device("cpu"))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.double()
 
 
 def theirs() -> nn.Module:
@@ -108,7 +96,7 @@ def their_velocity(model: nn.Module, item: PackItem) -> Tensor:
 
 
 def test_outputs_and_gradients_are_those_of_cogvideox() -> None:
-    our, their, clips = ours(), theirs(), items()
+    our, their, clips = awake(CONFIG), theirs(), items()
     their.load_state_dict(renamed(our.state_dict()))
     velocity = our(pack(clips, CONFIG)).velocity
     sizes = [T * H * W // 4 for T, _, H, W in SHAPES]

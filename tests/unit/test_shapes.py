@@ -67,10 +67,11 @@ def test_shapes_stay_inside_and_keep_their_size(seed: int, direction: str | None
     (scene,) = scenes(np.random.default_rng(seed), 1, [direction])
     areas = []
     for frame in to_frames(draw(scene)):
-        seen = shape_pixels(frame, scene.background)
-        border = np.concatenate([seen[0], seen[-1], seen[:, 0], seen[:, -1]])
-        assert not border.any()
-        areas.append(seen.sum())
+        contrast = np.abs(frame.astype(int) - BACKGROUNDS[scene.background]).max(axis=-1)
+        sides = (contrast[0], contrast[-1], contrast[:, 0], contrast[:, -1])
+        # An antialiased edge may reach into the last pixel, the shape itself not.
+        assert np.concatenate(sides).max() < 0.5 * contrast.max()
+        areas.append(shape_pixels(frame, scene.background).sum())
     assert max(areas) < 1.2 * min(areas)
     assert min(areas) > 100
 

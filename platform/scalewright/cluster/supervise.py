@@ -48,6 +48,7 @@ class RunFolders:
     run: Path
     data: str | Path
     codec_weights: Path | None = None
+    inception_weights: Path | None = None
 
 
 def supervise(config: RunConfig, folders: RunFolders) -> dict[str, Any]:
@@ -96,7 +97,9 @@ def _placed_attempt(
 def _attempt(config: RunConfig, folders: RunFolders, attempt: int, workers: int) -> Failure | None:
     """Run one worker group to its end; None if the run is done."""
     (folders.run / SUMMARY).unlink(missing_ok=True)
-    place = RunPlace(folders.run, folders.data, attempt, folders.codec_weights)
+    place = RunPlace(
+        folders.run, folders.data, attempt, folders.codec_weights, folders.inception_weights
+    )
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"config": to_dict(config), "place": asdict(place)},

@@ -93,8 +93,6 @@ class LogConfig:
     """How often a run reports, validates and samples. Zero `sample_clips` samples nothing.
 
     Every `statistics_every_steps` a step also tells of activations, attention and parameters.
-    `inception_weights`: the file inception-2015-12-05.pt of StyleGAN2-ADA, with which samples are
-    also measured by FID.
     """
 
     every_steps: int = 10
@@ -106,7 +104,6 @@ class LogConfig:
     sample_clips: int = 4
     sample_steps: int = 24
     guidance: float = 2.0
-    inception_weights: str | None = None
 
     def __post_init__(self) -> None:
         for name in (

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
 
 from scalewright.config import to_dict
 from scalewright.data.codec import codec_for
@@ -60,12 +62,14 @@ class RunPlace:
     """Where a run lives: its own folder, the data folder, and which attempt this is.
 
     `codec_weights` is the folder of a codec that needs weights; None for the embedded one.
+    `inception_weights` is the file that FID of the samples takes; None measures none.
     """
 
     folder: Path
     data: str | Path
     attempt: int
     codec_weights: Path | None = None
+    inception_weights: Path | None = None
 
 
 def train(config: RunConfig, place: RunPlace, device: torch.device) -> None:
@@ -98,6 +102,9 @@ class _Worker:
             horizon_steps=config.guard.horizon_steps,
         )
         self.samples = self._plan_samples()
+        self.inception: Callable[[Tensor], Tensor] | None = None
+        if place.inception_weights is not None and world.rank == 0:
+            self.inception = inception_features(place.inception_weights, world.device)
         self.events = (
             EventLog(place.folder / EVENTS_FILE, place.attempt) if world.rank == 0 else None
         )
@@ -295,9 +302,8 @@ class _Worker:
 
     def _quality_metrics(self) -> list[QualityMetric]:
         metrics: list[QualityMetric] = [SlicedWasserstein()]
-        if self.config.log.inception_weights is not None:
-            weights = Path(self.config.log.inception_weights)
-            metrics.append(FrechetDistance(inception_features(weights, self.world.device)))
+        if self.inception is not None:
+            metrics.append(FrechetDistance(self.inception))
         return metrics
 
     def _averaged(self) -> AbstractContextManager[None]:
