@@ -4,6 +4,7 @@ A clip is a row of some 50 bytes; columns may lie in a memory-mapped file, so th
 million clips need no more memory than is looked at.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -64,22 +65,24 @@ class Clips:
 
     def entry(self, row: int) -> Entry:
         """Row `row` (from 0) as an entry."""
-        values = {
-            name: getattr(self, name)[row].item()
-            for name in COLUMNS
-            if name not in ("shard", "collection")
-        }
-        known = {name: column[row].item() for name, column in self.scores.items()}
-        return Entry(
-            **values,
-            shard=self.shards[self.shard[row]],
-            collection=self.collections[self.collection[row]],
-            scores={name: value for name, value in known.items() if value == value},
-        )
+        return self.take(np.array([row])).entries()[0]
 
     def entries(self) -> list[Entry]:
-        """Every row, as entries; only for few."""
-        return [self.entry(row) for row in range(len(self))]
+        """Every row, as entries; only for few. Of some rows: `take` them first."""
+        columns = {name: getattr(self, name).tolist() for name in COLUMNS}
+        columns["shard"] = [self.shards[number] for number in columns["shard"]]
+        columns["collection"] = [self.collections[number] for number in columns["collection"]]
+        rows = zip(*columns.values(), self._known_scores(), strict=True)
+        return list(itertools.starmap(Entry, rows))  # its fields come in the order of `COLUMNS`
+
+    def _known_scores(self) -> list[dict[str, float]]:
+        if not self.scores:
+            return [{} for _ in range(len(self))]
+        rows = zip(*(column.tolist() for column in self.scores.values()), strict=True)
+        return [
+            {name: value for name, value in zip(self.scores, row, strict=True) if value == value}
+            for row in rows
+        ]
 
     def take(self, rows: NDArray[Any]) -> "Clips":
         """The rows of an index array or a mask, copied."""

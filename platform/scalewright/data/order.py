@@ -103,12 +103,13 @@ class PackOrder:
 
     def packs(self, step: int) -> list[tuple[Planned, ...]]:
         """The packs of a step, exactly `packs_per_step` of them."""
-        return [self._planned(pack) for pack in self._step(step)]
+        return self._planned(self._step(step))
 
     def share(self, step: int, rank: int, world: int) -> list[tuple[Planned, ...]]:
         """One rank's packs of a step: as many as every other's, and of nearly the same cost."""
         packs = self._step(step)
-        return [self._planned(packs[place]) for place in deal([p.cost for p in packs], world)[rank]]
+        hand = deal([pack.cost for pack in packs], world)[rank]
+        return self._planned([packs[place] for place in hand])
 
     def tokens(self, step: int) -> list[ClipTokens]:
         """Tokens of every clip of a step, all packs together."""
@@ -123,7 +124,7 @@ class PackOrder:
 
     def entries(self) -> list[Entry]:
         """Every clip of the order, by id; only for few."""
-        return [self.clips.entry(row) for row in self._rows.tolist()]
+        return self.clips.take(self._rows).entries()
 
     def sizes(self) -> Counter[tuple[int, int]]:
         """How many clips there are of each (visual, text) number of tokens."""
@@ -141,7 +142,7 @@ class PackOrder:
             size = clips.height[rows].astype(np.int64) << 32 | clips.width[rows]
             for columns in (clips.collection[rows], size * 2 + clips.is_video[rows]):
                 firsts.update(rows[np.unique(columns, return_index=True)[1]].tolist())
-        return [clips.entry(row) for row in sorted(firsts)]
+        return clips.take(np.array(sorted(firsts))).entries()
 
     def costs(self, step: int) -> list[float]:
         """FLOPs of each pack of a step."""
@@ -234,8 +235,12 @@ class PackOrder:
             self._blocks.popitem(last=False)
         return self._blocks[block]
 
-    def _planned(self, pack: Pack) -> tuple[Planned, ...]:
-        return tuple(Planned(self.clips.entry(part.row), part.frames_cut) for part in pack.parts)
+    def _planned(self, packs: Sequence[Pack]) -> list[tuple[Planned, ...]]:
+        parts = [part for pack in packs for part in pack.parts]
+        entries = iter(self.clips.take(np.array([part.row for part in parts])).entries())
+        return [
+            tuple(Planned(next(entries), part.frames_cut) for part in pack.parts) for pack in packs
+        ]
 
 
 def deal(costs: Sequence[float], world: int) -> list[list[int]]:

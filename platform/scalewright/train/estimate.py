@@ -13,7 +13,8 @@ from scalewright.train.inputs import Stage, Work
 from scalewright.train.optimizer import frozen_names
 from scalewright.train.run import RunConfig
 
-# Steps differ with the clips they hold; the mean over some of each stage stands for all of it.
+# Steps differ with the clips they hold; the mean over some of each stage stands for all of it. Those
+# that exchange packs are looked at together, for one alone may have the costliest.
 _STEPS_LOOKED_AT = 64
 _PACKS_LOOKED_AT = 4096
 
@@ -77,7 +78,9 @@ def estimate(config: RunConfig, work: Work) -> dict[str, Any]:
 
 def _stage(stage: Stage, packs_per_step: int, work: Work) -> dict[str, Any]:
     begin, end = stage.settings.begin, stage.settings.end
-    count = min(end - begin, _STEPS_LOOKED_AT, max(1, _PACKS_LOOKED_AT // packs_per_step))
+    balanced = stage.settings.data.balance_steps
+    windows = min(_STEPS_LOOKED_AT, _PACKS_LOOKED_AT // packs_per_step) // balanced
+    count = min(end - begin, max(1, windows) * balanced)
     looked_at = range(begin, begin + count)
     return {
         "begin": begin,
