@@ -48,7 +48,9 @@ def _scores(context: click.Context, option: click.Parameter, value: str) -> tupl
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source", type=FOLDER)
-@click.option("--captions", type=FOLDER, required=True, help="CSV file with path,caption.")
+@click.option(
+    "--captions", type=FOLDER, required=True, help="CSV file with path,caption[,collection]."
+)
 @click.option("--out", type=FOLDER, required=True, help="Data folder to make or go on with.")
 @click.option("--area-px", default=4096, show_default=True, help="Pixels of a frame, about.")
 @click.option("--fps", default=8.0, show_default=True, help="Sampled frames a second, at most.")

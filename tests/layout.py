@@ -46,6 +46,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "ray": ("platform/scalewright/cluster/", *MEASURED),
     "mlflow": ("platform/scalewright/mlflow_store.py", "planner/reading/tracked.py", *MEASURED),
     "torch": ("platform/", "jobs/", *MEASURED),
+    "boto3": ("platform/scalewright/data/storage.py", *MEASURED),
+    "botocore": ("platform/scalewright/data/storage.py", *MEASURED),
+    "sqlalchemy": ("platform/scalewright/data/catalogue.py", *MEASURED),
     "planner": ("planner/", "jobs/", "platform/scalewright/cluster/launch.py", *MEASURED),
     "torchvision": (),  # mup asks for it; its CUDA build cannot be imported beside a CPU torch
     "mup.coord_check": (),  # imports seaborn

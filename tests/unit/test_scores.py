@@ -39,7 +39,7 @@ def test_columns_are_named_with_their_ranges() -> None:
     [
         ("motion,motion=0:2", "score motion is there twice"),
         ("motion,", "score ''"),
-        ("caption", "a column other than path and caption"),
+        ("caption", "a column other than path, caption and collection"),
         ("a=10:1", "range 10:1; the first number must be below"),
         ("a=1:1", "range 1:1"),
         ("a=0:nan", "range 0:nan"),
@@ -113,3 +113,19 @@ def test_scores_arrive_in_samples_and_are_a_setting_of_the_folder(tmp_path: Path
         DataError, match=r"prepare\.toml.*'aesthetics', 'low': 1\.0.*'scores': \[\]"
     ):
         prepare(tmp_path, captions, out)
+
+
+def test_a_clip_is_of_the_collection_that_its_line_names(tmp_path: Path) -> None:
+    for name, colour in (("a.png", "red"), ("b.png", "blue"), ("c.png", "green")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / name)
+    captions = tmp_path / "some.csv"
+    captions.write_text(
+        "path,caption,collection\na.png,red,films\nb.png,blue, photos \nc.png,green\n"
+    )
+    prepare(tmp_path, captions, tmp_path / "data", config=PrepareConfig(validation_share=0))
+    catalogue = Catalogue.open(tmp_path / "data")
+    found = {entry.id: entry.collection for entry in catalogue.entries("train")}
+    told = {caption: found[id] for id, caption in catalogue.captions(list(found)).items()}
+    assert told == {"red": "films", "blue": "photos", "green": ""}
+    with pytest.raises(ConfigError, match="name a column other than path, caption and collection"):
+        parse_score_columns("collection")

@@ -107,6 +107,7 @@ class Intake:
             height=height,
             width=width,
             text_tokens=len(part.text),
+            collection=source.collection,
             scores=part.scores,
             **asdict(location),
         )

@@ -16,8 +16,10 @@ class ScoreColumn:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.name or self.name in ("path", "caption"):
-            raise ConfigError(f"score {self.name!r}; name a column other than path and caption")
+        if not self.name or self.name in ("path", "caption", "collection"):
+            raise ConfigError(
+                f"score {self.name!r}; name a column other than path, caption and collection"
+            )
         if not (self.low < self.high and math.isfinite(self.high - self.low)):
             raise ConfigError(
                 f"score {self.name}: range {self.low:g}:{self.high:g}; the first number must be "

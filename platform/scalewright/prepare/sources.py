@@ -19,11 +19,13 @@ MIN_SOURCES_TO_VALIDATE = 11
 class Source:
     """A file by its path under the source folder, with / on every platform, and its caption.
 
-    `scores`: quality by name, from 0 to 1, as far as it is known.
+    `collection`: the data set that it is of. `scores`: quality by name, from 0 to 1, as far as it
+    is known.
     """
 
     name: str
     caption: str
+    collection: str = ""
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
@@ -50,9 +52,10 @@ def _hashed(text: str) -> float:
 def read_sources(captions: Path, scores: Sequence[ScoreColumn] = ()) -> list[Source]:
     """The sources that a CSV file with the columns path,caption names, in order of their hash.
 
-    That order is a fair sample of the folder at every moment. `DataError` names the line that
-    has no path, no caption, a path outside the folder, one that was there before, or in a column
-    of `scores` something else than a number of its range; an empty cell is an unknown score.
+    A column `collection` is read if there is one. The order is a fair sample of the folder at
+    every moment. `DataError` names the line that has no path, no caption, a path outside the
+    folder, one that was there before, or in a column of `scores` something else than a number of
+    its range; an empty cell is an unknown score.
     """
     wanted = ["path", "caption", *(column.name for column in scores)]
     sources: dict[str, Source] = {}
@@ -90,7 +93,8 @@ def _source(where: str, row: dict[str, str | None], scores: Sequence[ScoreColumn
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{where}: {name} is outside the source folder; give paths inside it")
-    return Source(str(path), caption, read_scores(row, scores, where))
+    collection = (row.get("collection") or "").strip()
+    return Source(str(path), caption, collection, read_scores(row, scores, where))
 
 
 def uncaptioned(folder: Path, sources: Iterable[Source]) -> list[str]:

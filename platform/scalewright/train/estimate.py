@@ -13,8 +13,8 @@ from scalewright.train.inputs import Stage, Work
 from scalewright.train.optimizer import frozen_names
 from scalewright.train.run import RunConfig
 
-# Steps differ with the clips they hold; the mean over some of each stage stands for all of it. Those
-# that exchange packs are looked at together, for one alone may have the costliest.
+# Steps differ with the clips they hold; the mean over some of each stage stands for all of it.
+# Those that exchange packs are looked at together: one alone may have the costliest.
 _STEPS_LOOKED_AT = 64
 _PACKS_LOOKED_AT = 4096
 
