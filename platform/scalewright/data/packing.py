@@ -8,6 +8,8 @@ what is left leaves as it is, so nothing is dropped and nothing waits for ever.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 # Clips that wait in a buffer at most. 64 fill packs of 25 latent frames to 97-99.9%; waiting for an
@@ -59,12 +61,23 @@ class Limits:
     enough: int = 0
     trim: int = 0
 
-    @property
+    @cached_property
     def leaves_at(self) -> int:
         return self.enough or self.size
 
-    @property
-    def mask(self) -> int:
+    @cached_property
+    def within(self) -> int:
+        """A bit for every size up to the limit."""
+        return (1 << self.size + 1) - 1
+
+    @cached_property
+    def full(self) -> int:
+        """A bit for every size at which a pack is full enough."""
+        return self.within & ~((1 << self.leaves_at) - 1)
+
+    @cached_property
+    def looked_at(self) -> int:
+        """A bit for every size that a set may have, before it is trimmed."""
         return (1 << self.size + self.trim + 1) - 1
 
 
@@ -86,8 +99,8 @@ def packs_of(items: Iterable[Item], limits: Limits) -> Iterator[Pack]:
 
 def _leave(items: list[Item], limits: Limits, *, flushed: bool) -> Pack:
     """Take the next pack out of a buffer."""
-    sums = _sums([item.size for item in items], limits)
-    best = _largest(sums[-1], limits.size)
+    sums = _sums(items, limits)
+    best = _largest(sums[-1], limits)
     places, cut = _chosen(items, sums, best), (0, 0)
     if best < limits.leaves_at:
         places, cut = _trimmed(items, sums, limits) or (places, cut)
@@ -95,35 +108,34 @@ def _leave(items: list[Item], limits: Limits, *, flushed: bool) -> Pack:
         places, cut = _affordable(items, limits), (0, 0)
     parts, size, cost = [], 0, 0.0
     for place in places:
-        item = items[place]
-        frames = cut[1] if cut[1] and place == cut[0] else 0
-        parts.append(Part(item.row, frames))
-        size += item.size - frames * item.frame_size
-        cost += item.cost * (1 - frames * item.frame_size / item.size)
+        row, _, item_size, item_cost, frame_size, _ = items[place]
+        frames = cut[1] if place == cut[0] else 0
+        parts.append(Part(row, frames))
+        size += item_size - frames * frame_size
+        cost += item_cost * (1 - frames * frame_size / item_size)
     for place in reversed(places):
         del items[place]
     return Pack(tuple(parts), size, cost, flushed and size < limits.leaves_at)
 
 
-def _sums(sizes: Sequence[int], limits: Limits) -> list[int]:
+def _sums(items: Sequence[Item], limits: Limits) -> list[int]:
     """Bit s of number k is set where some of the first k + 1 sizes, the first among them, make s.
 
     Ends with the clip that makes a pack full enough. One shift and one "or" a clip.
     """
-    enough, mask = limits.leaves_at, limits.mask
-    full = (1 << limits.size + 1) - (1 << enough)
-    current = 1 << sizes[0]
+    full, looked_at = limits.full, limits.looked_at
+    current = 1 << items[0].size
     sums = [current]
-    for size in sizes[1:]:
+    for item in islice(items, 1, None):
         if current & full:
             break
-        current = (current | current << size) & mask
+        current = (current | current << item.size) & looked_at
         sums.append(current)
     return sums
 
 
-def _largest(sums: int, limit: int) -> int:
-    return (sums & ((1 << limit + 1) - 1)).bit_length() - 1
+def _largest(sums: int, limits: Limits) -> int:
+    return (sums & limits.within).bit_length() - 1
 
 
 def _chosen(items: Sequence[Item], sums: Sequence[int], total: int) -> list[int]:
