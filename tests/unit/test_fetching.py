@@ -199,3 +199,44 @@ def test_after_closing_nothing_is_called(caplog: pytest.LogCaptureFixture) -> No
     stalled.set()
     time.sleep(0.05)
     assert heard.results == {}
+
+
+def test_an_outage_does_not_multiply_requests() -> None:
+    """Each try hangs for longer than it takes to ask twice, and then fails."""
+
+    class Down(Store):
+        running = most = 0
+
+        def read(self, key: str, offset: int = 0, size: int | None = None) -> bytearray:
+            with self._lock:
+                self.running += 1
+                self.most = max(self.most, self.running)
+            time.sleep(0.4)
+            with self._lock:
+                self.running -= 1
+            raise StoreError("down")
+
+    store = Down()
+    results, _ = fetch_all(store, ["a"], deadline_s=3.0)
+    assert str(results["a"][0]) == "down"
+    assert store.most == 2
+
+
+def test_an_error_of_who_is_told_of_failures_stops_nobody_else() -> None:
+    def broken(error: DataError) -> None:
+        raise ZeroDivisionError("a bug")
+
+    fetcher, heard = Fetcher(Store({"a": [MissingError("gone")]}), threads=1), Heard(1)
+    fetcher.fetch("a", 0, SIZE, lambda data: None, broken)
+    fetcher.fetch("b", 0, SIZE, *heard.take("b"))
+    assert heard.wait() == {"b": [SIZE]}
+    fetcher.close()
+
+
+def test_a_closed_fetcher_takes_nothing_in() -> None:
+    fetcher, heard = Fetcher(Store()), Heard(1)
+    fetcher.fetch("a", 0, SIZE, *heard.take("a"))
+    heard.wait()
+    fetcher.close()
+    with pytest.raises(RuntimeError, match="b: asked for after its fetcher was closed"):
+        fetcher.fetch("b", 0, SIZE, *heard.take("b"))

@@ -50,6 +50,7 @@ class _Flight:
     began_s: float = math.inf
     lock: threading.Lock = field(default_factory=threading.Lock)
     over: bool = False
+    pending: int = 1  # tries that are queued, running or paused; at most two
     running: int = 0
     tries: int = 0
     corrupt: int = 0
@@ -72,7 +73,8 @@ class Fetcher:
         self._later: list[tuple[float, int, _Flight]] = []
         self._durations: deque[float] = deque(maxlen=256)
         self._closed = threading.Event()
-        self._most_threads, self._busy = threads, 0
+        self._most_threads = threads
+        self._tries = 0  # that are queued or running
         self._threads: list[threading.Thread] = []
 
     def fetch(
@@ -90,6 +92,8 @@ class Fetcher:
         """
         flight = _Flight(key, offset, size, accept, fail)
         with self._lock:
+            if self._closed.is_set():
+                raise RuntimeError(f"{key}: asked for after its fetcher was closed")
             self._flights.add(flight)
             if not self._threads:
                 self._start("fetch-watch", self._watch_over)
@@ -113,8 +117,9 @@ class Fetcher:
     def _put(self, flight: _Flight) -> None:
         """Queue a try, with one more thread where all are at work; under the lock."""
         self._queue.put(flight)
+        self._tries += 1
         workers = len(self._threads) - 1  # the first one watches
-        if workers < min(self._most_threads, self._busy + self._queue.qsize()):
+        if workers < min(self._most_threads, self._tries):
             self._start(f"fetch-{workers}", self._work)
 
     def _start(self, name: str, life: Callable[[], None]) -> None:
@@ -123,26 +128,25 @@ class Fetcher:
         thread.start()
 
     def _work(self) -> None:
-        while (flight := self._queue.get()) is not None:
-            if self._closed.is_set():
-                return
-            with flight.lock:
-                if flight.over:
-                    continue
-                flight.running += 1
-                flight.tries += 1
-                flight.tried_s = time.monotonic()
-                flight.began_s = min(flight.began_s, flight.tried_s)
+        while (flight := self._queue.get()) is not None and not self._closed.is_set():
+            if self._begins(flight):
+                self._try(flight)
             with self._lock:
-                self._busy += 1
-            self._try(flight)
-            with self._lock:
-                self._busy -= 1
+                self._tries -= 1
+
+    def _begins(self, flight: _Flight) -> bool:
+        with self._lock:
+            if flight.over:
+                return False
+            self.gauges.requests += 1
+            flight.running += 1
+            flight.tries += 1
+            flight.tried_s = time.monotonic()
+            flight.began_s = min(flight.began_s, flight.tried_s)
+            return True
 
     def _try(self, flight: _Flight) -> None:
         begin_s = time.monotonic()
-        with self._lock:
-            self.gauges.requests += 1
         try:
             data = memoryview(self._storage.read(flight.key, flight.offset, flight.size))
             with flight.lock:
@@ -162,36 +166,43 @@ class Fetcher:
             logger.exception("%s at %d", flight.key, flight.offset)
             self._end(flight, DataError(f"{flight.key} at {flight.offset}: {error!r}"))
         finally:
-            with flight.lock:
+            with self._lock:
                 flight.running -= 1
 
     def _again(self, flight: _Flight, error: StoreError) -> None:
+        """Let a failed try be repeated, unless the flight's other try is still on its way."""
         now = time.monotonic()
-        flight.error = error
-        flight.corrupt += isinstance(error, CorruptError)
         with self._lock:
+            flight.error = error
+            flight.pending -= 1
+            flight.corrupt += isinstance(error, CorruptError)
             self.gauges.corrupt += isinstance(error, CorruptError)
-        if flight.corrupt >= CORRUPT_TRIES:
+            pause_s = random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**flight.tries))
+            final = (
+                flight.corrupt >= CORRUPT_TRIES or now + pause_s - flight.began_s > self._deadline_s
+            )
+            if not final and not flight.pending:
+                flight.pending = 1
+                self.gauges.retries += 1
+                heapq.heappush(self._later, (now + pause_s, id(flight), flight))
+        if final:
             self._end(flight, error)
-            return
-        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**flight.tries)
-        pause_s = random.uniform(0, longest)
-        if now + pause_s - flight.began_s > self._deadline_s:
-            self._end(flight, error)
-            return
-        with self._lock:
-            self.gauges.retries += 1
-            heapq.heappush(self._later, (now + pause_s, id(flight), flight))
 
-    def _end(self, flight: _Flight, error: DataError) -> None:
-        with flight.lock:
-            if flight.over:
-                return
-            flight.over = True
+    def _end(self, flight: _Flight, error: DataError, *, wait: bool = True) -> None:
+        """Tell that a flight has failed, unless it is over or, if told not to wait, being taken."""
+        if not flight.lock.acquire(blocking=wait):
+            return
+        over, flight.over = flight.over, True
+        flight.lock.release()
+        if over:
+            return
         with self._lock:
             self._flights.discard(flight)
             self.gauges.failed += 1
-        flight.fail(error)
+        try:
+            flight.fail(error)
+        except Exception:  # the caller's bug must not end a thread that others wait for
+            logger.exception("%s at %d", flight.key, flight.offset)
 
     def _watch_over(self) -> None:
         """Puts flights back whose pause is over, doubles slow ones, ends those past deadline."""
@@ -200,16 +211,19 @@ class Fetcher:
             with self._lock:
                 while self._later and self._later[0][0] <= now:
                     self._put(heapq.heappop(self._later)[2])
-                flights = list(self._flights)
-                hedge_s = self._hedge_s()
-            for flight in flights:
-                if now - flight.began_s > self._deadline_s:
-                    self._end(flight, flight.error or _too_late(flight, self._deadline_s))
-                elif flight.running == 1 and now - flight.tried_s > hedge_s:
-                    flight.tried_s = now
-                    with self._lock:
-                        self.gauges.hedges += 1
-                        self._put(flight)
+                late = [f for f in self._flights if now - f.began_s > self._deadline_s]
+                self._ask_twice(now)
+            for flight in late:
+                self._end(flight, flight.error or _too_late(flight, self._deadline_s), wait=False)
+
+    def _ask_twice(self, now: float) -> None:
+        """Begin a second try of each flight whose only one takes long; under the lock."""
+        hedge_s = self._hedge_s()
+        for flight in self._flights:
+            if flight.running == flight.pending == 1 and now - flight.tried_s > hedge_s:
+                flight.pending = 2
+                self.gauges.hedges += 1
+                self._put(flight)
 
     def _hedge_s(self) -> float:
         """Longer than 99 of 100 of the last reads took."""
