@@ -59,6 +59,19 @@ def write_data_folder(
     return folder
 
 
+def data_with_broken(ids: Sequence[int], folder: Path) -> Path:
+    """A folder in which one bit of each of these clips has turned over."""
+    data = write_data_folder(folder)
+    for entry in Catalogue.open(data).entries("train"):
+        if entry.id in ids:
+            with (data / "shards" / entry.shard).open("r+b") as file:
+                file.seek(entry.offset + entry.bytes - 1)
+                last = file.read(1)[0]
+                file.seek(entry.offset + entry.bytes - 1)
+                file.write(bytes([last ^ 64]))
+    return data
+
+
 def read_clips(folder: Path, entries: Sequence[Entry]) -> list[Sample]:
     """Clips of a data folder, in float32."""
     reader = ClipReader(Folder(folder))

@@ -1,28 +1,13 @@
 """Clips that cannot be read: what a run does without them, and how many it bears."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from folders import write_data_folder
+from folders import data_with_broken
 from ranks import series, small, train_on
 
-from scalewright.data.catalogue import Catalogue
 from scalewright.errors import DataError
-
-
-def data_with_broken(ids: Sequence[int], folder: Path) -> Path:
-    """A folder in which one bit of each of these clips has turned over."""
-    data = write_data_folder(folder)
-    for entry in Catalogue.open(data).entries("train"):
-        if entry.id in ids:
-            with (data / "shards" / entry.shard).open("r+b") as file:
-                file.seek(entry.offset + entry.bytes - 1)
-                last = file.read(1)[0]
-                file.seek(entry.offset + entry.bytes - 1)
-                file.write(bytes([last ^ 64]))
-    return data
 
 
 def skipped(folder: Path) -> set[tuple[int, int]]:

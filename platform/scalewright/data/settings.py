@@ -29,7 +29,7 @@ class DataConfig:
     to RAM, so that each is fetched once for all of them; at most `hot_bytes` lie there, or what a
     step needs. `ram_bytes`: what one worker reads ahead, at most, beside the next step.
     `max_skip_share`: of the clips that one worker reads so many may be broken or gone; they are
-    left out and listed.
+    left out and listed. `audit`: list the clips of every step, in `consumed/` of the run's folder.
 
     `codec` and `text_encoder`: fingerprints that the folder must have been prepared with, as a
     plan pins those of its sweep; left out, any will do whose sizes fit the model. `assumed_clips`:
@@ -52,6 +52,7 @@ class DataConfig:
     hot: str | None = None
     hot_bytes: int = 64 * 2**30
     max_skip_share: float = 0.001
+    audit: bool = False
     codec: str | None = None
     text_encoder: str | None = None
     assumed_clips: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from scalewright.events import EVENTS_FILE, EventLog
 from scalewright.model.attention import attention_for
 from scalewright.model.statistics import Watch
 from scalewright.train.checkpoint import Checkpointer
+from scalewright.train.consumed import ConsumedLog
 from scalewright.train.feed import Feed
 from scalewright.train.guard import (
     Rewind,
@@ -114,6 +115,9 @@ class _Worker:
         self.left_out = read_left_out(place.folder)
         self.skipped: list[int] = []
         self.skips = SkipList(place.folder, world.rank, place.attempt, config.data.max_skip_share)
+        self.consumed: ConsumedLog | None = None
+        if config.data.audit:
+            self.consumed = ConsumedLog(place.folder, world.rank, place.attempt)
         self.last: dict[str, float] = {}
 
     def run(self) -> None:
@@ -129,6 +133,8 @@ class _Worker:
         )
         while (rewind := self._train_from(start)) is not None:
             start = self._go_back(rewind)
+        if self.consumed is not None:
+            self.consumed.flush()
         self.checkpoints.wait()
         self._finish()
 
@@ -230,6 +236,8 @@ class _Worker:
             penalty=penalty.weight > 0 and (data.step + 1) % penalty.every_steps == 0,
         )
         result = take_step(self.training, self.inputs, data, watch)
+        if self.consumed is not None:
+            self.consumed.add(data)
         self.meter.add(
             result,
             clips=len(self.inputs.work.clips(data.step)),
@@ -266,6 +274,8 @@ class _Worker:
             "skipped": self.skipped[-self.config.guard.rewind_window_steps :],
         }
         null_text = safetensors_bytes({"text": self.inputs.null_text})
+        if self.consumed is not None:
+            self.consumed.flush()
         self.checkpoints.save(done, self.training, run, {NULL_TEXT: null_text})
         self._event("save", step=done)
         self.meter.restart()
