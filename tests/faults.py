@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-Mode = Literal["503", "500", "404", "expired", "reset", "short", "flip", "stall"]
+Mode = Literal["503", "500", "404", "expired", "reset", "short", "flip", "stall", "drip"]
 
 _ERRORS = {
     "503": (503, "SlowDown"),
@@ -25,7 +25,10 @@ _ERRORS = {
 
 @dataclass
 class Faults:
-    """Damages reads of keys that contain `match`, each range at most `times` times (0: always)."""
+    """Damages reads of keys that contain `match`, each range at most `times` times (0: always).
+
+    `stall_s`: how long a stalled answer hangs, or one that drips takes.
+    """
 
     mode: Mode | None = None
     times: int = 1
@@ -104,6 +107,9 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            if faults.mode == "drip":
+                self._drip(body)
+                return
             self.wfile.write(body[:half])
             self.wfile.flush()
             if faults.mode == "stall":
@@ -114,6 +120,12 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
             self.close_connection = True
             if faults.mode != "reset":
                 self.connection.shutdown(socket.SHUT_RDWR)
+
+        def _drip(self, body: bytes) -> None:
+            for at in range(0, len(body), piece := max(1, len(body) // 100)):
+                self.wfile.write(body[at : at + piece])
+                self.wfile.flush()
+                time.sleep(faults.stall_s / 100)
 
     for method in ("GET", "PUT", "HEAD", "POST", "DELETE"):
         setattr(Handler, f"do_{method}", Handler._pass_on)

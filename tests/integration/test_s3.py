@@ -11,7 +11,7 @@ import pytest
 from faults import Faults, Mode, proxy
 from folders import write_data_folder
 from ranks import CPU, series, small
-from servers import moto
+from servers import free_port, moto
 
 from scalewright.data import fetching
 from scalewright.data.catalogue import Catalogue
@@ -24,6 +24,7 @@ from scalewright.data.snapshot import write_snapshot
 from scalewright.data.storage import (
     AccessError,
     Bucket,
+    CorruptError,
     MissingError,
     StoreError,
     open_storage,
@@ -78,6 +79,8 @@ def test_ranges_come_back_as_they_were_written(uploaded: str) -> None:
     assert storage.keys("a/") == ["a/b.bin"]
     with pytest.raises(StoreError, match=r"s3://clips/some/where/a/b\.bin: gave 5 of 10 bytes"):
         storage.read("a/b.bin", 195, 10)
+    with pytest.raises(CorruptError, match=r"a/b\.bin: InvalidRange .*: it ends before the bytes"):
+        storage.read("a/b.bin", 300, 10)
     with pytest.raises(MissingError, match=r"s3://clips/some/where/none: NoSuchKey"):
         storage.read("none")
 
@@ -168,6 +171,24 @@ def test_credentials_that_are_renewed_in_time_are_taken(
         ids, skips, *_ = read_through(url, data, monkeypatch)
     assert len(ids) == 16
     assert skips == []
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreError, match=r"a/b: EndpointConnectionError at http://127\.0\.0\.1:"):
+        open_storage("s3://clips/a").read("b")
+
+
+def test_an_answer_that_drips_is_given_up(
+    uploaded: str, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalewright.data.storage.ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("scalewright.data.storage.PART_BYTES", 16)
+    open_storage(uploaded).write("slow.bin", bytes(1000))
+    with proxy(server, Faults("drip", match="slow.bin", stall_s=30.0)) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(StoreError, match=r"slow\.bin: \d+ of 1000 bytes in 0\.3 s"):
+            open_storage(uploaded).read("slow.bin", 0, 1000)
 
 
 def test_without_credentials_it_says_where_they_are_looked_for(

@@ -7,6 +7,7 @@ worth another try. Messages name the key and the cause, never a signed URL or a 
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from scalewright.errors import DataError
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 15.0  # without a byte; a stalled answer ends here at the latest
+ANSWER_TIMEOUT_S, PART_BYTES = 120.0, 2**20  # a whole answer; looked at after each part
 CONNECTIONS = 64
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 
@@ -118,22 +120,24 @@ class Bucket:
         self._clients: dict[int, Any] = {}
 
     def read(self, key: str, offset: int = 0, size: int | None = None) -> bytearray:
+        client = self._client()
         try:
-            return self._read(key, offset, size)
+            return self._read(client, key, offset, size)
         except ExpiredError:  # they may have been renewed where boto3 finds them
-            with self._lock:
-                self._clients.clear()
-            return self._read(key, offset, size)
+            return self._read(self._client(instead_of=client), key, offset, size)
 
-    def _read(self, key: str, offset: int, size: int | None) -> bytearray:
+    def _read(self, client: Any, key: str, offset: int, size: int | None) -> bytearray:
         asked = {} if size is None and not offset else {"Range": _range(offset, size)}
         with _translated(self._place(key)):
-            answer = self._client().get_object(Bucket=self._bucket, Key=self._prefix + key, **asked)
+            answer = client.get_object(Bucket=self._bucket, Key=self._prefix + key, **asked)
             with answer["Body"] as body:
-                data = bytearray(body.read())
-        if size is not None and len(data) != size:
-            raise CorruptError(f"{self._place(key)}: gave {len(data)} of {size} bytes at {offset}")
-        return data
+                if size is None:
+                    return bytearray(body.read())
+                if (told := answer["ContentLength"]) != size:
+                    raise CorruptError(
+                        f"{self._place(key)}: gave {told} of {size} bytes at {offset}"
+                    )
+                return _filled(size, body, self._place(key))
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         with _translated(self._place(key)):
@@ -152,15 +156,31 @@ class Bucket:
     def _place(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
-    def _client(self) -> Any:
+    def _client(self, instead_of: Any = None) -> Any:
+        """This process's client; a new one if it still is the one given."""
         with self._lock:
-            if (process := os.getpid()) not in self._clients:
-                self._clients = {process: _new_client()}
-            return self._clients[process]
+            client = self._clients.get(process := os.getpid())
+            if client is None or client is instead_of:
+                client = _new_client()
+                self._clients = {process: client}
+            return client
 
 
 def _range(offset: int, size: int | None) -> str:
     return f"bytes={offset}-" + ("" if size is None else str(offset + size - 1))
+
+
+def _filled(size: int, body: Any, place: str) -> bytearray:
+    """So many bytes of an answer; one that drips must not hold its thread for ever."""
+    data, count, begin_s = bytearray(size), 0, time.monotonic()
+    view = memoryview(data)
+    while got := body.readinto(view[count : count + PART_BYTES]):
+        count += got
+        if time.monotonic() - begin_s > ANSWER_TIMEOUT_S:
+            raise StoreError(f"{place}: {count} of {size} bytes in {ANSWER_TIMEOUT_S:g} s")
+    if count < size:
+        raise StoreError(f"{place}: the answer ended after {count} of {size} bytes")
+    return data
 
 
 def _new_client() -> Any:
@@ -206,6 +226,8 @@ class _translated:  # noqa: N801 - a context manager, read as a verb
                 raise AccessError(
                     f"{told}; check the credentials that boto3 finds here, and what they allow"
                 ) from None
+            if status == 416:
+                raise CorruptError(f"{told}: it ends before the bytes asked for") from None
             raise StoreError(told) from None
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
             raise AccessError(
@@ -213,4 +235,11 @@ class _translated:  # noqa: N801 - a context manager, read as a verb
                 "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role of the machine"
             ) from None
         if isinstance(error, boto.BotoCoreError | HTTPError | OSError):
-            raise StoreError(f"{self._place}: {type(error).__name__}") from None
+            raise StoreError(f"{self._place}: {type(error).__name__}{_server(error)}") from None
+
+
+def _server(error: BaseException) -> str:
+    """Which server could not be reached, where botocore tells; never what was asked of it."""
+    parts = urlsplit(getattr(error, "kwargs", {}).get("endpoint_url") or "")
+    port = f":{parts.port}" if parts.port else ""
+    return f" at {parts.scheme}://{parts.hostname}{port}" if parts.hostname else ""
