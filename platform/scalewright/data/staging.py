@@ -50,7 +50,8 @@ def stretches(
     """Stretches of about `stretch_bytes`, but of at least one step, as far as they are asked for.
 
     A clip that is wanted twice in a stretch lies in one unit; `gap_bytes` that nobody wants may lie
-    between two clips of one.
+    between two clips of one, but no more than a mean clip has, so that less than half of a stretch
+    is of no use.
     """
     number, first = 0, start_step
     while first < stop_step:
@@ -61,7 +62,8 @@ def stretches(
                     size += planned.entry.bytes * (planned.entry.id not in entries)
                     entries[planned.entry.id] = planned.entry
             step += 1
-        ranges = coalesce((Want(entry, None) for entry in entries.values()), gap_bytes)
+        gap = min(gap_bytes, size // len(entries))
+        ranges = coalesce((Want(entry, None) for entry in entries.values()), gap)
         units = tuple(
             Unit(f"{number:08d}-{place:06d}", each.key, each.offset, each.bytes)
             for place, each in enumerate(ranges)
