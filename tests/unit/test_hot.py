@@ -1,5 +1,6 @@
 """The hot volume: one fetch for all ranks, bounded, tidied up, and never waited for in vain."""
 
+import errno
 import threading
 import time
 from collections import Counter
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from folders import write_data_folder
 
+from scalewright.data import hot
 from scalewright.data.catalogue import Catalogue
 from scalewright.data.fetching import Fetcher
 from scalewright.data.hot import HotVolume
 from scalewright.data.loader import Loader
 from scalewright.data.order import PackOrder
 from scalewright.data.settings import DataConfig
-from scalewright.data.staging import stretches
+from scalewright.data.staging import Stretch, Unit, stretches
 from scalewright.data.storage import Folder
 from scalewright.errors import ConfigError
 from scalewright.model.shape import ModelConfig
@@ -215,3 +217,75 @@ def test_a_stretch_is_no_more_than_twice_what_its_steps_need(data: Path) -> None
         packs = (pack for step in range(stretch.first, stretch.stop) for pack in order.packs(step))
         wanted = {p.entry.id: p.entry.bytes for pack in packs for p in pack}
         assert sum(wanted.values()) <= stretch.bytes < 2 * sum(wanted.values())
+
+
+def test_a_bit_flipped_on_the_wire_never_gets_into_the_volume(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counted, "read", flipping_first_reads(Counted.read))
+    ranks = run(data, tmp_path)
+    assert sum(rank.volume.gauges.from_store for rank in ranks) == 0
+    assert all(min(rank.store.reads.values()) >= 2 for rank in ranks)
+
+
+def flipping_first_reads(read: Any) -> Any:
+    seen = set[tuple[int, str, int]]()
+
+    def flipped(self: Counted, key: str, offset: int = 0, size: int | None = None) -> bytearray:
+        found: bytearray = read(self, key, offset, size)
+        if (id(self), key, offset) not in seen:
+            seen.add((id(self), key, offset))
+            found[0] ^= 16  # of a clip that is wanted; nobody looks at what is not
+        return found
+
+    return flipped
+
+
+def test_what_a_volume_spoils_is_read_from_the_store(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = hot._write_whole
+    monkeypatch.setattr(hot, "_write_whole", lambda path, data: write(path, bytes(len(data))))
+    ranks = run(data, tmp_path)
+    assert all(rank.volume.gauges.from_store > 50 for rank in ranks)
+
+
+@pytest.mark.parametrize("empty_files_fit", [True, False])
+def test_a_full_volume_is_not_waited_for(
+    empty_files_fit: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = hot._write_whole
+
+    def full(path: Path, data: memoryview) -> None:
+        if path.name.startswith("0") and (data or not empty_files_fit):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(hot, "_write_whole", full)
+    # Where not even empty files fit, the other rank learns of it by waiting once.
+    ranks = run(data, tmp_path, patience_s=100.0 if empty_files_fit else 1.0)
+    assert all(rank.volume.gauges.from_volume == 0 for rank in ranks)
+    assert all(rank.volume.gauges.failed > 0 for rank in ranks)
+
+
+def test_of_two_units_that_hold_a_clip_the_one_that_is_there_is_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shard").write_bytes(bytes(range(200)))
+    store, none = Counted(tmp_path / "data"), np.empty((0, 3), np.int64)
+    units = [Unit(f"0000000{n}-000000", "shard", 0, 100 + n, none) for n in range(2)]
+    volume = HotVolume(
+        store, tmp_path / "hot", name="a", rank=0, world=1, hot_bytes=1000, patience_s=60.0
+    )
+    volume.bring(iter([Stretch(n, n, n + 1, (unit,)) for n, unit in enumerate(units)]))
+    try:
+        for unit in units:
+            while not (tmp_path / "hot" / "a" / unit.name).exists():
+                time.sleep(0.01)
+        for unit in reversed(units):
+            assert volume.read("shard", 10, 5) == bytes(range(10, 15))
+            (tmp_path / "hot" / "a" / unit.name).unlink()
+        assert volume.gauges.from_store == 0
+        assert volume.read("shard", 10, 5) == bytes(range(10, 15))
+        assert volume.gauges.from_store == 1
+    finally:
+        volume.close()

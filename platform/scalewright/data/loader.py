@@ -223,6 +223,12 @@ class Loader:
                     sample = _clip(want, each, data)
                 except CorruptError as error:
                     refused = error
+                    if self._hot is not None:
+                        self._hot.distrust(each.key, want.entry.offset)
+                    continue
+                except DataError as error:  # no clip at all; its neighbours may be
+                    waiting.discard(want)
+                    self._skip(want, error)
                     continue
                 waiting.discard(want)
                 self._put(want.owner, sample)
@@ -237,11 +243,14 @@ class Loader:
         self._fetcher.fetch(each.key, each.offset, each.bytes, accept, fail)
 
     def _skip(self, want: Want[Place], error: DataError) -> None:
+        with self._changed:
+            if self._closed or self._error is not None:  # who goes on will read it again
+                return
         try:
             if self._on_skip is None or isinstance(error, AccessError):
                 raise error
             self._on_skip(Skip(want.owner.step, want.entry, str(error)))
-        except DataError as final:
+        except Exception as final:  # also one of the list of skips, such as a full disk
             self._stop(final)
         else:
             self._put(want.owner, None)
