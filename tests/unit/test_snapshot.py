@@ -82,6 +82,18 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         open_snapshot(path)
 
 
+def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot.arrow"
+    write_snapshot(made(), path)
+    table = pa.ipc.open_file(str(path)).read_all()
+    place = table.column_names.index("height")
+    table = table.set_column(place, "height", table.column("height").cast(pa.int64()))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match="height is int64 with 0 nulls, not int32"):
+        open_snapshot(path)
+
+
 def test_a_run_keeps_the_snapshot_that_it_began_with(tmp_path: Path) -> None:
     data = write_data_folder(tmp_path / "data", clips=16)
     pinned = tmp_path / "run" / "snapshot.arrow"

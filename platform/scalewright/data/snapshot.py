@@ -22,6 +22,7 @@ from scalewright.errors import DataError
 FILE_NAME = "snapshot.arrow"
 SCHEMA_VERSION = 1
 SCORE_PREFIX = "score_"
+_KINDS = COLUMNS | {"validation": np.uint8}  # scores are float64
 # Where the bytes lie changes nothing that is trained on.
 NOT_IN_DIGEST = ("shard", "offset")
 
@@ -77,7 +78,7 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> None:
         "shards": clips.shards,
         "collections": clips.collections,
     }
-    table = pa.table({name: pa.array(column) for name, column in columns.items()})
+    table = pa.table({name: _array(column) for name, column in columns.items()})
     table = table.replace_schema_metadata({"scalewright": json.dumps(about)})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -128,9 +129,25 @@ def open_snapshot(path: Path) -> Snapshot:
         ) from None
 
 
+# Arrow's own ways from and to NumPy import pandas where it is installed, which takes a second.
+
+
+def _array(column: NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    data = pa.py_buffer(np.ascontiguousarray(column))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(column.dtype), len(column), [None, data])
+
+
 def _column(table: Any, name: str) -> NDArray[Any]:
+    import pyarrow as pa
+
+    kind = np.dtype(_KINDS.get(name, np.float64))
     column = table.column(name)
+    if column.type != pa.from_numpy_dtype(kind) or column.null_count:
+        raise ValueError(f"{name} is {column.type} with {column.null_count} nulls, not {kind}")
     if column.num_chunks == 0:
-        return np.empty(0, column.type.to_pandas_dtype())
-    found: NDArray[Any] = column.chunk(0).to_numpy(zero_copy_only=True)
-    return found
+        return np.empty(0, kind)
+    chunk = column.chunk(0)
+    data = chunk.buffers()[1]
+    return np.frombuffer(data, kind, len(chunk), chunk.offset * kind.itemsize)
