@@ -61,7 +61,7 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
             length = int(self.headers.get("Content-Length") or 0)
             sent = self.rfile.read(length)
             damage = self.command == "GET" and faults.hits(
-                f"{self.path} {self.headers.get('Range')}"
+                f"{urlsplit(self.path).path} {self.headers.get('Range')}"
             )
             if damage and (error := _ERRORS.get(str(faults.mode))):
                 body = f"<Error><Code>{error[1]}</Code><Message>injected</Message></Error>".encode()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scalewright.data import fetching
-from scalewright.data.fetching import Fetcher
+from scalewright.data.fetching import Fetcher, read_whole
 from scalewright.data.storage import AccessError, CorruptError, MissingError, StoreError
 from scalewright.errors import DataError
 
@@ -240,3 +240,12 @@ def test_a_closed_fetcher_takes_nothing_in() -> None:
     fetcher.close()
     with pytest.raises(RuntimeError, match="b: asked for after its fetcher was closed"):
         fetcher.fetch("b", 0, SIZE, *heard.take("b"))
+
+
+def test_a_whole_object_is_read_again_until_the_deadline() -> None:
+    store = Store({"a": [StoreError("503"), StoreError("reset")], "b": [MissingError("gone")]})
+    assert len(read_whole(store, "a")) == SIZE
+    with pytest.raises(MissingError, match="gone"):
+        read_whole(store, "b")
+    with pytest.raises(StoreError, match="down"):
+        read_whole(Store({"c": [StoreError("down")] * 1000}), "c", deadline_s=0.1)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,45 @@ def test_a_budget_that_is_spent_ends_it(folder: tuple[Path, list[Entry]]) -> Non
         pytest.raises(DataError, match="too many"),
     ):
         next(loader)
+
+
+def test_what_is_no_clip_takes_no_neighbour_with_it(folder: tuple[Path, list[Entry]]) -> None:
+    path, entries = folder
+    bad = replace(entries[7], height=8)  # its bytes are those catalogued, its size is not
+    order, skips = order_of([bad if e.id == bad.id else e for e in entries]), list[Skip]()
+    with Loading(Folder(path), order, on_skip=skips.append) as loader:
+        missing = [s for data in loader for p in data.packs for s in p if isinstance(s, Missing)]
+    assert {sample.entry.id for sample in missing} == {skip.entry.id for skip in skips} == {bad.id}
+    assert all("but the catalogue says" in skip.reason for skip in skips)
+
+
+def test_a_list_of_skips_that_cannot_be_written_ends_it(folder: tuple[Path, list[Entry]]) -> None:
+    def gone(key: str, offset: int, size: int | None) -> None:
+        raise MissingError(key)
+
+    def unwritable(skip: Skip) -> None:
+        raise OSError("no space left")
+
+    with (
+        Loading(Faulty(folder[0], gone), order_of(folder[1]), on_skip=unwritable) as loader,
+        pytest.raises(OSError, match="no space left"),
+    ):
+        next(loader)
+
+
+def test_once_closed_nothing_is_skipped(folder: tuple[Path, list[Entry]]) -> None:
+    closed, skips = threading.Event(), list[Skip]()
+
+    def gone_late(key: str, offset: int, size: int | None) -> None:
+        closed.wait(10)
+        raise MissingError(key)
+
+    loading = Loading(Faulty(folder[0], gone_late), order_of(folder[1]), on_skip=skips.append)
+    loading.loader.close()
+    closed.set()
+    time.sleep(0.1)
+    loading.__exit__()
+    assert skips == []
 
 
 def test_a_flipped_wire_is_read_again(folder: tuple[Path, list[Entry]]) -> None:

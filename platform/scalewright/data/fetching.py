@@ -20,6 +20,7 @@ from scalewright.data.storage import CorruptError, Storage, StoreError
 from scalewright.errors import DataError
 
 THREADS = 32
+DEADLINE_S = 120.0
 TICK_S = 0.1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 CORRUPT_TRIES = 3
@@ -62,7 +63,7 @@ class Fetcher:
     """Threads that read ranges of a store; `accept` and `fail` are called from them."""
 
     def __init__(
-        self, storage: Storage, *, threads: int = THREADS, deadline_s: float = 120.0
+        self, storage: Storage, *, threads: int = THREADS, deadline_s: float = DEADLINE_S
     ) -> None:
         self.gauges = Gauges()
         self._storage = storage
@@ -148,7 +149,7 @@ class Fetcher:
     def _try(self, flight: _Flight) -> None:
         begin_s = time.monotonic()
         try:
-            data = memoryview(self._storage.read(flight.key, flight.offset, flight.size))
+            data = self._storage.read(flight.key, flight.offset, flight.size)
             with flight.lock:
                 if flight.over:
                     return
@@ -232,6 +233,21 @@ class Fetcher:
         return max(
             HEDGE_AT_LEAST_S, 1.5 * sorted(self._durations)[int(len(self._durations) * 0.99)]
         )
+
+
+def read_whole(storage: Storage, key: str, deadline_s: float = DEADLINE_S) -> memoryview:
+    """A whole object, waited for; a failure that may pass is tried again until the deadline."""
+    begin_s, longest_s = time.monotonic(), FIRST_PAUSE_S
+    while True:
+        try:
+            return storage.read(key)
+        except StoreError as error:
+            longest_s = min(2 * longest_s, LONGEST_PAUSE_S)
+            pause_s = random.uniform(0, longest_s)
+            if time.monotonic() + pause_s - begin_s > deadline_s:
+                raise
+            logger.warning("%s; tried again", error)
+            time.sleep(pause_s)
 
 
 def _too_late(flight: _Flight, deadline_s: float) -> DataError:

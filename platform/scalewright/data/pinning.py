@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from scalewright.data.catalogue import Catalogue
+from scalewright.data.fetching import read_whole
 from scalewright.data.snapshot import FILE_NAME, Snapshot, open_snapshot, write_snapshot
 from scalewright.data.storage import MissingError, open_storage
 from scalewright.errors import DataError
@@ -39,7 +40,7 @@ def _newest(folder: Path, url: str | None) -> Snapshot:
 def _from_store(place: str, pinned: Path | None) -> Snapshot:
     """A store has no catalogue to ask; the snapshot lies beside its shards."""
     try:
-        data = open_storage(place).read(FILE_NAME)
+        data = read_whole(open_storage(place), FILE_NAME)
     except MissingError as error:
         raise DataError(
             f"{error}; copy {FILE_NAME} of the prepared folder there with its shards, or give "

@@ -8,7 +8,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scalewright.data.fetching import Fetcher
+from scalewright.data.fetching import Fetcher, read_whole
 from scalewright.data.ranges import WAY_OUT, Range, Want, clip_of, coalesce
 from scalewright.data.sample import Entry, Sample
 from scalewright.data.shards import NULL_TEXT_FILE
@@ -55,7 +55,7 @@ class ClipReader:
 
     def null_text(self) -> Tensor:
         """The embedding of the empty prompt, (S, D) float32."""
-        data = self.storage.read(NULL_TEXT_FILE)
+        data = read_whole(self.storage, NULL_TEXT_FILE)
         try:
             return safetensors.torch.load(bytes(data))["text"].float()
         except (SafetensorError, KeyError) as error:
