@@ -1,5 +1,6 @@
 """Real servers on loopback, each started for the tests and ended by its own process id."""
 
+import getpass
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,112 @@ def postgresql(folder: Path) -> Iterator[str]:
     finally:
         stop = [*control, "-m", "immediate", "stop"]
         subprocess.run(stop, check=True, capture_output=True, user=user)
+
+
+_SWIFT = """[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+workers = 0
+user = {user}
+swift_dir = {folder}
+devices = {folder}/disks
+mount_check = false
+log_level = WARNING
+"""
+_SWIFT_STORE = """[pipeline:main]
+pipeline = {name}-server
+[app:{name}-server]
+use = egg:swift#{name}
+fallocate_reserve = 0
+"""
+_SWIFT_PROXY = """[pipeline:main]
+pipeline = {pipeline} proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+[filter:tempauth]
+use = egg:swift#tempauth
+user_{account}_{user} = {secret_key} .admin
+[filter:s3api]
+use = egg:swift#s3api
+s3_acl = false
+location = us-east-1
+"""
+_SWIFT_RINGS = """
+import sys
+from swift.common.ring import RingBuilder
+for name, port in zip(("account", "container", "object"), sys.argv[2:]):
+    ring = RingBuilder(4, 1, 0)
+    ring.add_dev(dict(region=1, zone=1, ip="127.0.0.1", port=int(port), device="disk", weight=1))
+    ring.rebalance()
+    ring.get_ring().save(f"{sys.argv[1]}/{name}.ring.gz")
+"""
+
+
+class Swift:
+    """An OpenStack Swift of one disk, with its S3 layer; what it holds outlives its processes."""
+
+    access_key, secret_key = "clips:reader", "not-to-be-told"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._servers = folder, list[subprocess.Popen[bytes]]()
+        self._ports = {name: free_port() for name in ("account", "container", "object", "proxy")}
+        self.url = f"http://127.0.0.1:{self._ports['proxy']}"
+        (folder / "disks" / "disk").mkdir(parents=True)
+        (folder / "swift.conf").write_text(
+            "[swift-hash]\nswift_hash_path_suffix = a\nswift_hash_path_prefix = b\n"
+        )
+        for name, port in self._ports.items():
+            (folder / f"{name}.conf").write_text(self._settings(name, port))
+        stores = [str(port) for name, port in self._ports.items() if name != "proxy"]
+        subprocess.run([sys.executable, "-c", _SWIFT_RINGS, folder, *stores], check=True, cwd="/")
+
+    def _settings(self, name: str, port: int) -> str:
+        head = _SWIFT.format(port=port, user=getpass.getuser(), folder=self._folder)
+        if name != "proxy":
+            return head + _SWIFT_STORE.format(name=name)
+        account, user = self.access_key.split(":")
+        filters = ("catch_errors", "gatekeeper", "healthcheck", "bulk", "copy", "slo", "dlo")
+        pipeline = "catch_errors gatekeeper healthcheck bulk s3api tempauth copy slo dlo"
+        proxy = _SWIFT_PROXY.format(
+            pipeline=pipeline, account=account, user=user, secret_key=self.secret_key
+        )
+        return head + proxy + "".join(f"[filter:{n}]\nuse = egg:swift#{n}\n" for n in filters)
+
+    def start(self) -> None:
+        """Start its processes; returns once they answer."""
+        programs = Path(sys.executable).parent
+        log = (self._folder / "log").open("ab")
+        for name in self._ports:
+            command = [programs / f"swift-{name}-server", self._folder / f"{name}.conf"]
+            self._servers.append(subprocess.Popen(command, stdout=log, stderr=log, cwd="/"))
+        deadline = time.monotonic() + 60
+        while not all(map(listens, self._ports.values())):
+            if time.monotonic() > deadline or any(s.poll() is not None for s in self._servers):
+                pytest.fail(f"Swift does not answer:\n{(self._folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End its processes at once, as a power cut does."""
+        for server in self._servers:
+            server.kill()
+        for server in self._servers:
+            server.wait()
+        self._servers.clear()
+
+
+@contextmanager
+def swift(folder: Path) -> Iterator[Swift]:
+    """An S3 server with real authentication, whose data outlive it; yields it started."""
+    if find_spec("swift") is None:
+        pytest.skip("swift is not installed")
+    try:
+        os.setxattr(folder, "user.probe", b"")
+    except OSError as error:
+        pytest.skip(f"{folder}: no extended attributes, which Swift needs ({error.strerror})")
+    server = Swift(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
