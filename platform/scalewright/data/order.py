@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalewright.data.clips import Clips
+from scalewright.data.distinct import distinct
 from scalewright.data.draws import Draws
 from scalewright.data.measure import WEIGHED_AT_ONCE, Measure, Weigh
 from scalewright.data.packing import Item, Limits, Pack, packs_of
@@ -140,8 +141,9 @@ class PackOrder:
         for begin in range(0, len(self._rows), WEIGHED_AT_ONCE):
             rows = self._rows[begin : begin + WEIGHED_AT_ONCE]
             size = clips.height[rows].astype(np.int64) << 32 | clips.width[rows]
-            for columns in (clips.collection[rows], size * 2 + clips.is_video[rows]):
-                firsts.update(rows[np.unique(columns, return_index=True)[1]].tolist())
+            collection = clips.collection[rows].astype(np.int64)
+            for values in (collection, size * 2 + (clips.latent_frames[rows] > 1)):
+                firsts.update(rows[distinct(values)[0]].tolist())
         return clips.take(np.array(sorted(firsts))).entries()
 
     def costs(self, step: int) -> list[float]:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from scalewright.data.clips import Clips
+from scalewright.data.distinct import distinct
 from scalewright.data.measure import Weigh, Weights
 from scalewright.errors import ConfigError
 from scalewright.model.shape import ClipTokens, ModelConfig, forward_flops, visual_tokens
@@ -14,10 +15,8 @@ def weigh_in(model: ModelConfig) -> Weigh:
     def weigh(clips: Clips) -> Weights:
         # A few sizes stand for many clips; 20 bits hold any side of a latent.
         sizes = clips.latent_frames.astype(np.int64) << 40 | clips.height.astype(np.int64) << 20
-        distinct, first, place = np.unique(
-            sizes | clips.width, return_index=True, return_inverse=True
-        )
-        visual = np.empty(len(distinct), np.int64)
+        first, place = distinct(sizes | clips.width)
+        visual = np.empty(len(first), np.int64)
         for number, row in enumerate(first.tolist()):
             entry = clips.entry(row)
             try:
