@@ -249,3 +249,22 @@ def test_a_whole_object_is_read_again_until_the_deadline() -> None:
         read_whole(store, "b")
     with pytest.raises(StoreError, match="down"):
         read_whole(Store({"c": [StoreError("down")] * 1000}), "c", deadline_s=0.1)
+
+
+def test_an_object_that_ran_out_of_time_gets_less_of_it_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetching, "SHORTER", 1000)
+    monkeypatch.setattr(fetching, "LONGEST_PAUSE_S", 0.05)
+    store = Store({"a": [StoreError("503")] * 10_000})
+    fetcher, tries = Fetcher(store, deadline_s=1.0), [0]
+    for fault in ("503", "503", None):
+        if fault is None:
+            store.faults.clear()
+        heard = Heard(1)
+        fetcher.fetch("a", 0, SIZE, *heard.take("a"))
+        assert str(heard.wait()["a"][0]) == (fault or str(SIZE))
+        tries.append(store.tries["a"])
+    fetcher.close()
+    assert tries[1] > 5
+    assert tries[2] - tries[1] <= 2

@@ -24,6 +24,7 @@ DEADLINE_S = 120.0
 TICK_S = 0.1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 CORRUPT_TRIES = 3
+SHORTER = 8  # times, the deadline of an object of which a range has failed before
 HEDGE_AT_LEAST_S, HEDGE_AT_FIRST_S = 1.0, 4.0
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Fetcher:
         self._flights: set[_Flight] = set()
         self._later: list[tuple[float, int, _Flight]] = []
         self._durations: deque[float] = deque(maxlen=256)
+        self._given_up: set[str] = set()  # objects of which a range has run out of time
         self._closed = threading.Event()
         self._most_threads = threads
         self._tries = 0  # that are queued or running
@@ -159,6 +161,7 @@ class Fetcher:
                 self.gauges.bytes += len(data)
                 self._durations.append(time.monotonic() - begin_s)
                 self._flights.discard(flight)
+                self._given_up.discard(flight.key)
         except StoreError as error:
             self._again(flight, error)
         except DataError as error:
@@ -179,9 +182,10 @@ class Fetcher:
             flight.corrupt += isinstance(error, CorruptError)
             self.gauges.corrupt += isinstance(error, CorruptError)
             pause_s = random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**flight.tries))
-            final = (
-                flight.corrupt >= CORRUPT_TRIES or now + pause_s - flight.began_s > self._deadline_s
-            )
+            late = now + pause_s - flight.began_s > self._time_for(flight)
+            if late:
+                self._given_up.add(flight.key)
+            final = late or flight.corrupt >= CORRUPT_TRIES
             if not final and not flight.pending:
                 flight.pending = 1
                 self.gauges.retries += 1
@@ -212,7 +216,8 @@ class Fetcher:
             with self._lock:
                 while self._later and self._later[0][0] <= now:
                     self._put(heapq.heappop(self._later)[2])
-                late = [f for f in self._flights if now - f.began_s > self._deadline_s]
+                late = [f for f in self._flights if now - f.began_s > self._time_for(f)]
+                self._given_up.update(flight.key for flight in late)
                 self._ask_twice(now)
             for flight in late:
                 self._end(flight, flight.error or _too_late(flight, self._deadline_s), wait=False)
@@ -225,6 +230,10 @@ class Fetcher:
                 flight.pending = 2
                 self.gauges.hedges += 1
                 self._put(flight)
+
+    def _time_for(self, flight: _Flight) -> float:
+        """Seconds that a range may take: a dead object must not be waited for again and again."""
+        return self._deadline_s / (SHORTER if flight.key in self._given_up else 1)
 
     def _hedge_s(self) -> float:
         """Longer than 99 of 100 of the last reads took."""
