@@ -1,16 +1,19 @@
 """On a CUDA device: the packed kernels against the CPU's oracle, and a whole small run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import small
 
+from scalewright.data.loader import StepData
 from scalewright.data.sample import Sample
 from scalewright.events import EVENTS_FILE, Metrics, read_events
 from scalewright.model.attention import Segments, attention_for, segment_attention
 from scalewright.model.statistics import Watch
-from scalewright.objective.flow import training_pack
+from scalewright.objective.flow import NoisedPack, training_pack
+from scalewright.train.ahead import Ahead
 from scalewright.train.checkpoint import newest_verified
 from scalewright.train.parallel import current_world
 from scalewright.train.step import Counts, train_step
@@ -91,3 +94,36 @@ def test_a_run_on_the_gpu(data_folder: Path, tmp_path: Path, compute: str) -> No
     found = newest_verified(tmp_path / CHECKPOINTS)
     assert found is not None
     assert found[1].step == config.steps
+
+
+def test_packs_copied_ahead_are_those_of_the_cpu() -> None:
+    """Steps follow each other faster than copies, and their memory is used again."""
+    device, config = torch.device("cuda"), small()
+    channels, text = config.model.latent_channels, config.model.text_dim
+    null = torch.zeros(1, text)
+
+    def steps() -> Iterator[StepData]:
+        for step in range(40):
+            generator = torch.Generator().manual_seed(step)
+            latent = torch.randn(8, channels, 64, 64, generator=generator).half()
+            yield StepData(step, [[Sample(step, latent, torch.ones(3, text).half(), {})]])
+
+    def make(data: StepData) -> list[NoisedPack]:
+        return [
+            training_pack(pack, null, config.flow, config.model, seed=0, step=data.step)
+            for pack in data.packs
+        ]
+
+    sums = []
+    with Ahead(make, device) as ahead:
+        for ready in ahead.over(steps()):
+            busy = torch.randn(2048, 2048, device=device)
+            for _ in range(8):
+                busy = busy @ busy / 2048
+            (pack,) = ready.packs
+            sums.append(torch.stack((pack.target.double().sum(), pack.batch.visual.double().sum())))
+            del ready, pack
+    for found, data in zip(sums, steps(), strict=True):
+        (wanted,) = make(data)
+        exact = (wanted.target.double().sum(), wanted.batch.visual.double().sum())
+        assert found.cpu().tolist() == pytest.approx([each.item() for each in exact], rel=1e-9)

@@ -215,14 +215,15 @@ class Loader:
     def _ask(self, each: Range[Place]) -> None:
         """Fetch a range; every clip of it arrives or is skipped, once."""
         waiting = set(each.wants)
+        refused: dict[Want[Place], CorruptError] = {}
 
         def accept(data: memoryview) -> None:
-            refused: CorruptError | None = None
+            refused.clear()
             for want in tuple(waiting):
                 try:
                     sample = _clip(want, each, data)
                 except CorruptError as error:
-                    refused = error
+                    refused[want] = error
                     if self._hot is not None:
                         self._hot.distrust(each.key, want.entry.offset)
                     continue
@@ -232,13 +233,14 @@ class Loader:
                     continue
                 waiting.discard(want)
                 self._put(want.owner, sample)
-            if refused is not None:
-                raise refused
+            if refused:
+                raise next(iter(refused.values()))
 
         def fail(error: DataError) -> None:
+            told = refused if isinstance(error, CorruptError) else {}  # each by its own
             for want in tuple(waiting):
                 waiting.discard(want)
-                self._skip(want, error)
+                self._skip(want, told.get(want, error))
 
         self._fetcher.fetch(each.key, each.offset, each.bytes, accept, fail)
 

@@ -225,7 +225,7 @@ def _range(offset: int, size: int | None) -> str:
 
 def _room(size: int) -> memoryview:
     """Bytes that are written to; numpy does not fill them with zeros first, as bytearray does."""
-    return memoryview(np.empty(size, np.uint8))
+    return np.empty(size, np.uint8).data
 
 
 def _filled(size: int, body: Any, place: str) -> memoryview:

@@ -77,11 +77,14 @@ class Feed:
             self._hot.close()
             self._fetcher.close()
 
-    def metrics(self) -> dict[str, float]:
-        """What all ranks together hold, read and waited for so far; every rank must call it."""
+    def metrics(self, wait_s: float) -> dict[str, float]:
+        """What all ranks together hold and read so far; every rank must call it.
+
+        `wait_s`: how long this rank's steps have waited for data.
+        """
         loader, fetcher = self.loader.gauges, self._fetcher.gauges
         told = {
-            "wait_s_total": loader.wait_s,
+            "wait_s_total": wait_s,
             "ram_bytes": loader.ram_bytes,
             "steps_ready": self.loader.depth,
             "clips": loader.clips,

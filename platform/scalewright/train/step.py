@@ -13,6 +13,7 @@ from scalewright.objective.flow import NoisedPack, squared_error, training_pack
 from scalewright.train.inputs import Inputs
 from scalewright.train.optimizer import lr_at, set_lr, set_skip
 from scalewright.train.parallel import local, set_gradient_sync
+from scalewright.train.run import RunConfig
 from scalewright.train.statistics import (
     Statistics,
     activity_of,
@@ -52,10 +53,10 @@ class Counts:
     tokens: int
 
 
-def take_step(training: Training, inputs: Inputs, data: StepData, watch: Watch) -> StepResult:
-    """Noise this rank's clips of a step as the config says, and train on them."""
-    config, settings = training.config, inputs.work.at(data.step).settings
-    packs = [
+def noised_packs(config: RunConfig, inputs: Inputs, data: StepData) -> list[NoisedPack]:
+    """This rank's packs of a step, noised as the config says; on the CPU."""
+    settings = inputs.work.at(data.step).settings
+    return [
         training_pack(
             samples,
             inputs.null_text,
@@ -63,11 +64,17 @@ def take_step(training: Training, inputs: Inputs, data: StepData, watch: Watch) 
             settings.model,
             seed=config.seed,
             step=data.step,
-        ).to(training.world.device)
+        )
         for samples in data.packs
     ]
-    counts = Counts(inputs.work.elements(data.step), inputs.work.tokens(data.step))
-    return train_step(training, packs, step=data.step, counts=counts, watch=watch)
+
+
+def take_step(
+    training: Training, inputs: Inputs, packs: Sequence[NoisedPack], *, step: int, watch: Watch
+) -> StepResult:
+    """Train on this rank's packs of a step, which are on the device."""
+    counts = Counts(inputs.work.elements(step), inputs.work.tokens(step))
+    return train_step(training, packs, step=step, counts=counts, watch=watch)
 
 
 def train_step(

@@ -17,7 +17,7 @@ from scalewright.model.statistics import Watch
 from scalewright.train.inputs import Inputs, open_inputs
 from scalewright.train.parallel import current_world
 from scalewright.train.run import RunConfig
-from scalewright.train.step import take_step
+from scalewright.train.step import noised_packs, take_step
 from scalewright.train.training import Training, begin_training
 from scalewright.train.validate import plan_validation
 
@@ -125,7 +125,9 @@ def _train(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         stop_step=config.steps,
     ) as loader:
         for data in loader:
-            losses.append(take_step(training, inputs, data, Watch()).loss)
+            packs = noised_packs(config, inputs, data)
+            result = take_step(training, inputs, packs, step=data.step, watch=Watch())
+            losses.append(result.loss)
             if data.step % CHECK_EVERY_STEPS == 0 and (reason := _diverged(losses)):
                 return {"status": "diverged", "reason": f"step {data.step}: {reason}"}
     if reason := _diverged(losses):

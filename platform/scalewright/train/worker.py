@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from scalewright.config import to_dict
 from scalewright.data.codec import codec_for
-from scalewright.data.loader import StepData
 from scalewright.data.order import Mark
 from scalewright.data.sample import Entry
 from scalewright.errors import DivergedError
 from scalewright.events import EVENTS_FILE, EventLog
 from scalewright.model.attention import attention_for
 from scalewright.model.statistics import Watch
+from scalewright.train.ahead import Ahead, Ready
 from scalewright.train.checkpoint import Checkpointer
 from scalewright.train.consumed import ConsumedLog
 from scalewright.train.feed import Feed
@@ -46,7 +47,7 @@ from scalewright.train.quality import (
 from scalewright.train.run import RunConfig
 from scalewright.train.samples import SampleSet, sample_set, write_frames
 from scalewright.train.skips import SkipList
-from scalewright.train.step import take_step
+from scalewright.train.step import noised_packs, take_step
 from scalewright.train.training import begin_training
 from scalewright.train.validate import Validation, plan_validation
 
@@ -164,18 +165,20 @@ class _Worker:
             attempt=self.place.attempt,
             skips=self.skips,
         )
-        with self.feed as loader:
+        self.ahead = Ahead(partial(noised_packs, self.config, self.inputs), self.world.device)
+        with self.ahead, self.feed as loader:
             self.meter.restart()
             waited_s = 0.0
-            for data in loader:
-                self._step(data)
-                done = data.step + 1
+            for ready in self.ahead.over(loader):
+                self._step(ready)
+                step = ready.data.step
+                done = step + 1
                 if self._due(done, log.every_steps, every, *also) or done == stage.settings.end:
-                    wait_s, waited_s = loader.gauges.wait_s - waited_s, loader.gauges.wait_s
+                    wait_s, waited_s = self.ahead.wait_s - waited_s, self.ahead.wait_s
                     rewind = self._report(done, wait_s)
                     if rewind is not None:
                         return rewind
-                if self._due(done, every) and data.step not in self.skipped:
+                if self._due(done, every) and step not in self.skipped:
                     self._save(done)
                 if self._due(done, log.validate_every_steps):
                     self._validate(done)
@@ -229,13 +232,14 @@ class _Worker:
         )
         return manifest.step
 
-    def _step(self, data: StepData) -> None:
+    def _step(self, ready: Ready) -> None:
+        data = ready.data
         log, penalty = self.config.log, self.config.activation_penalty
         watch = Watch(
             statistics=(data.step + 1) % log.statistics_every_steps == 0,
             penalty=penalty.weight > 0 and (data.step + 1) % penalty.every_steps == 0,
         )
-        result = take_step(self.training, self.inputs, data, watch)
+        result = take_step(self.training, self.inputs, ready.packs, step=data.step, watch=watch)
         if self.consumed is not None:
             self.consumed.add(data)
         self.meter.add(
@@ -253,7 +257,11 @@ class _Worker:
         lr = lr_at(done - 1, self.config.steps, self.config.optimizer)
         report = self.meter.report(done, lr=lr, wait_s=wait_s)
         order = self.inputs.work.at(done - 1).order
-        metrics = report.metrics | self.feed.metrics() | {"data/epoch": order.epoch_of(done)}
+        metrics = (
+            report.metrics
+            | self.feed.metrics(self.ahead.wait_s)
+            | {"data/epoch": order.epoch_of(done)}
+        )
         if self.events is not None:
             self.events.metrics(done, metrics)
         for skip in report.skips:
