@@ -63,7 +63,8 @@ class Drill:
             demo(),
             [
                 f"steps={self.steps}", f"data.packs_per_step={self.packs_per_step}",
-                "data.pack_tokens=1024", "data.shuffle_clips=1000", "data.ram_bytes=20000000",
+                "optimizer.warmup_steps=1", "data.pack_tokens=1024", "data.shuffle_clips=1000",
+                "data.ram_bytes=20000000",
                 "name=drill", *hot,
             ],
         )  # fmt: skip
@@ -269,6 +270,15 @@ class Driver:
         if taken:
             others = [path for path in volume.iterdir() if f"-{attempt:05d}-" not in path.name]
             self.told.left_by_others += len(others)
+
+
+def doom(chance: random.Random, start: int) -> Callable[[float, int], bool]:
+    """When to kill: a third within a second of the start, the others some steps later."""
+    if chance.random() < 1 / 3:
+        end_s = chance.uniform(0, 1)
+        return lambda elapsed_s, taken: elapsed_s > end_s
+    steps = chance.randint(1, 12)
+    return lambda elapsed_s, taken: taken >= start + steps and chance.random() < 0.1
 
 
 def held(volume: Path) -> dict[str, int]:

@@ -20,13 +20,13 @@ import os
 import platform
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import click
 import numpy as np
 
-from benchmarks.loader_kills import Drill, Driver, first_packs, held, verdict, write_data
+from benchmarks.loader_kills import Drill, Driver, doom, first_packs, held, verdict, write_data
 
 CLIPS = 4000
 CHANGES = ((2, 1), (3, 1), (4, 2), (1, 1))  # ranks, and threads that read in each
@@ -90,15 +90,6 @@ def many_kills(folder: Path, data: Path, kills: int, seed: int, *, hot: bool) ->
     if hot:
         left = held(folder / "hot")
         print_hot(driver, len(left))
-
-
-def doom(chance: random.Random, start: int) -> Callable[[float, int], bool]:
-    """When to kill: a third within a second of the start, the others some steps later."""
-    if chance.random() < 1 / 3:
-        end_s = chance.uniform(0, 1)
-        return lambda elapsed_s, taken: elapsed_s > end_s
-    steps = chance.randint(1, 12)
-    return lambda elapsed_s, taken: taken >= start + steps and chance.random() < 0.1
 
 
 def print_head() -> None:
