@@ -122,6 +122,10 @@ class HotVolume:
                 lambda: self._closed or step < self._begun, self._patience_s
             ):
                 self._stuck = self._begun
+                logger.warning(
+                    "%s: no room for what step %d needs in %g s, for other workers are behind; it "
+                    "is read from the store", self._folder, step, self._patience_s,
+                )  # fmt: skip
 
     def passed(self, step: int) -> None:
         """A step is wholly in RAM."""
@@ -163,9 +167,10 @@ class HotVolume:
         """
         with self._changed:
             self._ending = True
-            read = not any(number >= self._passed for number in self._stretches)
+            read = all(map(self._has_read, self._stretches.values()))
+            hopeful = read and not self._late and self._stuck != self._begun
             self._changed.wait_for(
-                lambda: self._closed or not self._stretches, self._patience_s if read else 0
+                lambda: self._closed or not self._stretches, self._patience_s if hopeful else 0
             )
             self._closed = True
             self._changed.notify_all()
@@ -289,13 +294,14 @@ class HotVolume:
             if unit.name not in self._bringers:  # all have passed it meanwhile
                 self._delete(unit.name)
 
+    def _has_read(self, stretch: Stretch) -> bool:
+        return stretch.number < self._passed or self._loaded.issuperset(stretch.steps)
+
     def _note_passed(self) -> None:
         """Tell the others how far this rank is."""
         with self._changed:
             passed = self._passed
-            while passed in self._stretches and self._loaded.issuperset(
-                self._stretches[passed].steps
-            ):
+            while (stretch := self._stretches.get(passed)) and self._has_read(stretch):
                 passed += 1
         if passed > self._passed:
             with suppress(OSError):  # if it is full, try again; if it is gone, `_look` says so
