@@ -1,6 +1,7 @@
 """The hot volume: one fetch for all ranks, bounded, tidied up, and never waited for in vain."""
 
 import errno
+import os
 import threading
 import time
 from collections import Counter
@@ -291,14 +292,25 @@ def test_of_two_units_that_hold_a_clip_the_one_that_is_there_is_read(tmp_path: P
         volume.close()
 
 
-def test_who_closes_after_the_last_step_has_told_the_others(tmp_path: Path) -> None:
+def test_who_closes_after_the_last_step_has_told_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "shard").write_bytes(bytes(200))
-    options = {"name": "a", "rank": 0, "world": 2, "hot_bytes": 1000, "patience_s": 0.3}
+    options = {"name": "a", "rank": 0, "world": 2, "hot_bytes": 1000, "patience_s": 1.0}
     volume = HotVolume(Counted(tmp_path / "data"), tmp_path / "hot", **options)
     unit = Unit("00000000-000000", "shard", 0, 100, np.empty((0, 3), np.int64))
+    looking, scandir = threading.Event(), os.scandir
+
+    def slow(path: Path) -> Any:
+        looking.set()
+        time.sleep(0.3)
+        return scandir(path)
+
+    monkeypatch.setattr(hot.os, "scandir", slow)
     volume.bring(iter([Stretch(0, 0, 1, (unit,))]))
     volume.wait_for_step(0)
+    assert looking.wait(10)  # and does not learn of the step before the volume closes
     volume.passed(0)
     volume.close()
     assert int((tmp_path / "hot" / "a" / "passed-00000").read_text()) == 1
