@@ -1,6 +1,7 @@
 """A bad network in front of a real S3 server: a reverse proxy that damages answers on purpose."""
 
 import http.client
+import math
 import socket
 import struct
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -27,6 +29,7 @@ _ERRORS = {
 class Faults:
     """Damages reads of keys that contain `match`, each range at most `times` times (0: always).
 
+    `share`: of the requests that would be damaged so many are, `for_s` seconds from the first on.
     `stall_s`: how long a stalled answer hangs, or one that drips takes.
     """
 
@@ -34,7 +37,11 @@ class Faults:
     times: int = 1
     match: str = "shards/"
     stall_s: float = 3.0
+    share: float = 1.0
+    for_s: float = math.inf
     damaged: Counter[str] = field(default_factory=Counter)
+    _first_s: float | None = None
+    _draws: Random = field(default_factory=lambda: Random(0))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def hits(self, what: str) -> bool:
@@ -42,6 +49,11 @@ class Faults:
             if self.mode is None or self.match not in what:
                 return False
             if self.times and self.damaged[what] >= self.times:
+                return False
+            self._first_s = self._first_s or time.monotonic()
+            if time.monotonic() - self._first_s > self.for_s:
+                return False
+            if self._draws.random() >= self.share:
                 return False
             self.damaged[what] += 1
             return True
