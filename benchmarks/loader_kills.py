@@ -89,8 +89,13 @@ class Shared:
     noted: Any
 
 
-def write_data(folder: Path, clips: int) -> Path:
-    """A data folder of `clips` random clips of 20 to 135 KB, and the checksums of their numbers."""
+def write_data(
+    folder: Path, clips: int, most_frames: int = 8, size: tuple[int, int] = (16, 16)
+) -> Path:
+    """A data folder of random clips, and the checksums of their numbers.
+
+    1 to `most_frames` latent frames of `size`, 64 bytes a position: 20 to 135 KB as it is.
+    """
     random_latents = torch.Generator().manual_seed(0)
     encoder, codec = ByteNgramEncoder(), HaarCodec()
     info = DataInfo(codec.fingerprint, codec.latent_channels, encoder.fingerprint, encoder.dim)
@@ -99,14 +104,15 @@ def write_data(folder: Path, clips: int) -> Path:
     rows, sums = [], [0]
     with ShardWriter(folder) as writer:
         for number in range(clips):
-            shape = (1 + number % 8, codec.latent_channels, 16, 16)
+            shape = (1 + number % most_frames, codec.latent_channels, *size)
             latent = torch.randn(shape, generator=random_latents).half()
             at = writer.add(f"{number:06d}", latent, text)
             sums.append(_sum(latent, text))
             rows.append(
                 NewClip(
                     source=f"{number}.mp4", split="validation" if number == 0 else "train",
-                    caption="", **asdict(at), latent_frames=len(latent), height=16, width=16,
+                    caption="", **asdict(at), latent_frames=len(latent), height=size[0],
+                    width=size[1],
                     text_tokens=len(text),
                 )
             )  # fmt: skip
