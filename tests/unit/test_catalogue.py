@@ -27,14 +27,14 @@ def test_clips_come_back_by_split_in_the_order_added(tmp_path: Path) -> None:
         id=1,
         shard="000001.tar",
         offset=7680,
-        bytes=907,
+        bytes=90_007,
         crc32c=0xFFFF0007,
         latent_frames=3,
         height=8,
         width=12,
         text_tokens=2,
     )
-    assert [entry.bytes for entry in again.entries("validation")] == [905]
+    assert [entry.bytes for entry in again.entries("validation")] == [90_005]
     assert again.captions([4, 1]) == {1: "caption 7", 4: "caption 1"}
 
 
@@ -160,7 +160,7 @@ def test_the_revision_grows_with_every_change(tmp_path: Path) -> None:
     "change",
     [
         {"crc32c": 1},
-        {"bytes": 901},
+        {"bytes": 90_001},
         {"latent_frames": 9},
         {"height": 16},
         {"width": 16},
@@ -295,3 +295,17 @@ def test_damaged_scores_are_told(tmp_path: Path) -> None:
 
 
 # Queries
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latent_frames": 0}, {"height": 0}, {"width": -3}, {"text_tokens": 0},
+        {"height": 2**30}, {"bytes": 10}, {"offset": -1},
+    ],
+)  # fmt: skip
+def test_a_clip_that_cannot_be_is_named(tmp_path: Path, change: dict[str, int]) -> None:
+    catalogue = Catalogue.create(tmp_path, INFO)
+    catalogue.add([clip(1), replace(clip(2), **change)])
+    with pytest.raises(DataError, match=r"clip 2 cannot be: a latent of .* \(1 such clips\); set"):
+        catalogue.snapshot()

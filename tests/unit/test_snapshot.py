@@ -99,7 +99,7 @@ def test_a_run_keeps_the_snapshot_that_it_began_with(tmp_path: Path) -> None:
     pinned = tmp_path / "run" / "snapshot.arrow"
     begun = pinned_snapshot(str(data), None, pinned)
     assert len(begun.clips) == 16
-    more = NewClip("new.png", "train", "new", "000000.tar", 512, 10, 0, 1, 4, 4, 2)
+    more = NewClip("new.png", "train", "new", "000000.tar", 512, 10_000, 0, 1, 4, 4, 2)
     Catalogue.open(data).add([more])
     again = pinned_snapshot(str(data), None, pinned)
     assert again.digest == begun.digest
@@ -116,5 +116,5 @@ def test_the_snapshot_beside_a_catalogue_is_taken_while_it_is_the_newest(
     with monkeypatch.context() as patched:
         patched.setattr(Catalogue, "snapshot", lambda self: pytest.fail("read row by row"))
         assert len(pinned_snapshot(str(data), None, None).clips) == 16
-    catalogue.add([NewClip("new.png", "train", "new", "000000.tar", 512, 10, 0, 1, 4, 4, 2)])
+    catalogue.add([NewClip("new.png", "train", "new", "000000.tar", 512, 10_000, 0, 1, 4, 4, 2)])
     assert len(pinned_snapshot(str(data), None, None).clips) == 17

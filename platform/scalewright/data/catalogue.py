@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sql
 
-from scalewright.data.clips import COLUMNS, ClipsBuilder
+from scalewright.data.clips import COLUMNS, Clips, ClipsBuilder
 from scalewright.data.sample import DataInfo, Entry
 from scalewright.data.snapshot import Snapshot, snapshot_of
 from scalewright.errors import DataError
@@ -182,7 +182,10 @@ class Catalogue:
             ]
 
     def snapshot(self) -> Snapshot:
-        """Every done clip, as it is now; reads them all, a batch at a time."""
+        """Every done clip, as it is now; reads them all, a batch at a time.
+
+        `DataError` names a clip that cannot be: without frames, or larger than its bytes.
+        """
         columns = [_clips.c.split, *(self._column(name) for name in (*COLUMNS, "scores"))]
         builder, validation = ClipsBuilder(), []
         with self._reading() as rows:
@@ -190,7 +193,9 @@ class Catalogue:
                 builder.add([row[1:] for row in batch])
                 validation.append(np.array([row[0] == "validation" for row in batch], np.bool_))
         held_out = np.concatenate([np.empty(0, np.bool_), *validation])
-        return snapshot_of(self.info, self.revision(), builder.build(), held_out)
+        clips = builder.build()
+        _check_sizes(self.name, self.info, clips)
+        return snapshot_of(self.info, self.revision(), clips, held_out)
 
     def revision(self) -> int:
         """A number that grows with every change; 0 for catalogues older than it."""
@@ -363,3 +368,20 @@ def _require_same(name: str, found: DataInfo, wanted: DataInfo) -> None:
                 f"{name}: made with {key} = {holds!r}, not {asked!r}; prepare into another "
                 "folder, or delete this one first"
             )
+
+
+def _check_sizes(name: str, info: DataInfo, clips: Clips) -> None:
+    sizes = (clips.latent_frames, clips.height, clips.width)
+    least = np.minimum.reduce([*sizes, clips.text_tokens])
+    positions = np.prod([size.astype(np.float64) for size in sizes], axis=0)
+    bytes_needed = 2 * (positions * info.latent_channels + clips.text_tokens * float(info.text_dim))
+    wrong = np.flatnonzero((least < 1) | (bytes_needed > clips.bytes) | (clips.offset < 0))
+    if len(wrong):
+        entry = clips.entry(int(wrong[0]))
+        raise DataError(
+            f"{name}: clip {entry.id} cannot be: a latent of {entry.latent_frames} x "
+            f"{entry.height} x {entry.width} with {entry.text_tokens} text tokens in "
+            f"{entry.bytes} bytes at {entry.offset} of {entry.shard} ({len(wrong)} such clips); "
+            "set their status to 'rejected' and their id to NULL, or restore the catalogue from a "
+            "copy"
+        )
