@@ -14,7 +14,8 @@ STAGES = """[
   {clips = {kind = "picture"}},
   {begin = 100, clips = {max_latent_area = 4096}, pack_tokens = 512, image_to_video = 0.3},
   {begin = 200, clips = {min_latent_area = 4097}, attention = "local_global",
-   rope_scale = [1.0, 2.0, 2.0], shift_tokens = 128},
+   rope_scale = [1.0, 2.0, 2.0], shift_tokens = 128,
+   pack_frames = 25, pack_flops = 1e12, mixture = {films = 3.0, photos = 1.0}},
 ]""".replace("\n", "")
 
 
@@ -39,6 +40,9 @@ def test_a_stage_changes_what_it_names_and_nothing_else() -> None:
     assert small.flow == replace(config.flow, image_to_video=0.3)
     assert large.model == replace(
         config.model, attention="local_global", rope_scale=(1.0, 2.0, 2.0)
+    )
+    assert large.data == replace(
+        config.data, pack_frames=25, pack_flops=1e12, mixture={"films": 3.0, "photos": 1.0}
     )
     assert large.flow == replace(config.flow, shift_tokens=128)
 

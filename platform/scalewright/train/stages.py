@@ -5,7 +5,7 @@ attention with positions drawn together. Weights and optimizer go on; nothing of
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,6 +26,9 @@ class StageConfig:
     begin: int = 0
     clips: ClipQuery = field(default_factory=ClipQuery)
     pack_tokens: int | None = None
+    pack_frames: int | None = None
+    pack_flops: float | None = None
+    mixture: Mapping[str, float] | None = field(default=None, hash=False)
     attention: Literal["full", "local_global"] | None = None
     groups: tuple[int, int, int] | None = None
     rope_scale: tuple[float, float, float] | None = None
@@ -75,7 +78,7 @@ def settings_of(
             end=end,
             clips=stage.clips,
             model=_over(model, stage, "attention", "groups", "rope_scale"),
-            data=_over(data, stage, "pack_tokens"),
+            data=_over(data, stage, "pack_tokens", "pack_frames", "pack_flops", "mixture"),
             flow=_over(flow, stage, "shift_tokens", "image_to_video"),
         )
         for stage, end in zip(chosen, ends, strict=True)
