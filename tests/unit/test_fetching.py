@@ -195,7 +195,7 @@ def test_after_closing_nothing_is_called(caplog: pytest.LogCaptureFixture) -> No
     fetcher.fetch("a", 0, SIZE, *heard.take("a"))
     time.sleep(0.05)
     fetcher.close(timeout_s=0.05)
-    assert "has not returned for 0.05 s" in caplog.text
+    assert "1 reads have not returned for 0.05 s" in caplog.text
     stalled.set()
     time.sleep(0.05)
     assert heard.results == {}

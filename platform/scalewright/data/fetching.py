@@ -102,8 +102,8 @@ class Fetcher:
                 self._start("fetch-watch", self._watch_over)
             self._put(flight)
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Let no more be called; a read that hangs is left to its thread."""
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Let no more be called; a read that hangs is left to its thread, which ends with it."""
         self._closed.set()
         with self._lock:
             for flight in self._flights:
@@ -114,8 +114,8 @@ class Fetcher:
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                logger.warning("%s: a read has not returned for %g s", thread.name, timeout_s)
+        if hanging := sum(thread.is_alive() for thread in self._threads):
+            logger.warning("%d reads have not returned for %g s", hanging, timeout_s)
 
     def _put(self, flight: _Flight) -> None:
         """Queue a try, with one more thread where all are at work; under the lock."""
