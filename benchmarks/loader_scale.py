@@ -22,7 +22,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -91,8 +91,11 @@ def peak_mb() -> float:
     return int(told["VmHWM"].split()[0]) / 1024
 
 
-def first_pack(folder: Path, resume_at: int, data: dict[str, Any]) -> dict[str, float]:
-    """Open inputs and feed as a worker does, wait for the first packs, then plan on alone."""
+def first_pack(folder: Path, saved: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Open inputs and feed as a worker does, wait for the first packs, then plan on alone.
+
+    Of a resumed run: `saved` holds the step to go on at and its mark.
+    """
     begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
     config = config_of(**data)
     inputs = open_inputs(config, folder, folder / FILE_NAME)
@@ -101,11 +104,11 @@ def first_pack(folder: Path, resume_at: int, data: dict[str, Any]) -> dict[str, 
         "open_cpu_s": time.process_time() - begin_cpu_s,
     }
     order = inputs.work.stages[0].order
-    if resume_at:
-        order.plan_from(Mark())
+    if saved:
+        order.plan_from(Mark(**saved["mark"]))
     feed = Feed(
         config, inputs, inputs.work.stages[0], World(0, 8, torch.device("cpu"), False, 1),
-        start_step=resume_at, attempt=1, skips=SkipList(folder, 0, 1, 0.0),
+        start_step=saved.get("step", 0), attempt=1, skips=SkipList(folder, 0, 1, 0.0),
     )  # fmt: skip
     with feed as loader:
         next(loader)
@@ -113,15 +116,16 @@ def first_pack(folder: Path, resume_at: int, data: dict[str, Any]) -> dict[str, 
         told["first_cpu_s"] = time.process_time() - begin_cpu_s
         told["peak_mb"] = peak_mb()
     inputs.reader.close()
-    if resume_at:
+    if saved:
         return told
-    return told | rates(order) | {"last_step": last_step_of_block(order)}
+    last = last_step_of_block(order)
+    told["saved"] = {"step": last, "mark": asdict(order.mark(last))}
+    return told | rates(order, last + 1)
 
 
-def rates(order: PackOrder) -> dict[str, float]:
+def rates(order: PackOrder, first: int) -> dict[str, float]:
     """Clips planned in a second, and in a second of CPU time: packs alone, and as rank 0 of 8."""
-    first = last_step_of_block(order) + 1  # not planned yet
-    order.costs(first)
+    order.costs(first)  # the steps after it are not planned yet
     found = {}
     begin_s, begin_cpu_s, clips, step = time.perf_counter(), time.process_time(), 0, first
     while clips < RATE_CLIPS:
@@ -146,7 +150,7 @@ def pin(count: int, folder: Path) -> dict[str, float]:
     for begin in range(0, count, 100_000):
         catalogue.add([
             NewClip(f"{row}.mp4", "train", "a caption of some words", "000000.tar", row << 20,
-                    1 << 20, 0, 1 + row % 25, 64, 64, 20 + row % 200)
+                    1 << 24, 0, 1 + row % 25, 64, 64, 20 + row % 200)
             for row in range(begin, min(count, begin + 100_000))
         ])  # fmt: skip
     begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
@@ -157,7 +161,7 @@ def pin(count: int, folder: Path) -> dict[str, float]:
     }  # fmt: skip
 
 
-def in_a_process(*arguments: str) -> dict[str, float]:
+def in_a_process(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -178,17 +182,19 @@ def report(scratch: Path, counts: Sequence[int], catalogue_rows: int) -> None:
     print("Seconds are of the clock, and (in brackets) of CPU. Memory is the peak of the process,")
     print("with its libraries, the mapped snapshot and the clips read ahead.\n")
     columns = ("clips", "packs close on", "inputs open, s", "first pack, s", "peak, MB",
-               "resumed at the end of a block: first pack, s", "planned, clips/s")  # fmt: skip
+               "resumed at the end of a block: first pack, s",
+               "state, bytes", "planned, clips/s")  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for count in counts:
         folder = scratch / str(count)
         write_large(folder, count)
         for way in list(WAYS)[: 1 if count > 10**7 else None]:
             fresh = in_a_process("row", str(folder), way)
-            resumed = in_a_process("row", str(folder), way, str(int(fresh["last_step"])))
+            resumed = in_a_process("row", str(folder), way, json.dumps(fresh["saved"]))
             cells = (
                 f"{count:,}", way, both(fresh, "open"), both(fresh, "first"),
                 f"{fresh['peak_mb']:,.0f}", both(resumed, "first"),
+                f"{len(json.dumps(fresh['saved'])):,}",
                 f"{fresh['clips_per_s']:,.0f} ({fresh['clips_per_cpu_s']:,.0f})",
             )  # fmt: skip
             print(f"| {' | '.join(cells)} |", flush=True)
@@ -198,7 +204,7 @@ def report(scratch: Path, counts: Sequence[int], catalogue_rows: int) -> None:
           f"{both(told, 'open')} s, {told['peak_mb']:,.0f} MB. Once a run.")  # fmt: skip
 
 
-def both(told: dict[str, float], name: str) -> str:
+def both(told: dict[str, Any], name: str) -> str:
     return f"{told[f'{name}_s']:.2f} ({told[f'{name}_cpu_s']:.2f})"
 
 
@@ -220,10 +226,10 @@ def main(
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("way")
-@click.argument("resume_at", type=int, default=0)
-def row(folder: Path, way: str, resume_at: int) -> None:
+@click.argument("saved", default="{}")
+def row(folder: Path, way: str, saved: str) -> None:
     """Measure one row, and print it as JSON."""
-    print(json.dumps(first_pack(folder, resume_at, WAYS[way])))
+    print(json.dumps(first_pack(folder, json.loads(saved), WAYS[way])))
 
 
 @main.command("pin")

@@ -1,9 +1,10 @@
 """The order: the same steps for everyone who asks, every clip once an epoch, equal shares."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from scalewright.data.clips import Clips
 from scalewright.data.measure import Weights
-from scalewright.data.order import LeftOut, PackOrder, deal
+from scalewright.data.order import LeftOut, Mark, PackOrder, deal
+from scalewright.data.packing import BUFFER_CLIPS
 from scalewright.data.sample import Entry
 from scalewright.data.settings import DataConfig, legal_worlds
 from scalewright.errors import ConfigError, DataError
@@ -104,14 +106,48 @@ def test_asking_backwards_or_from_a_mark_gives_the_same_steps() -> None:
     assert [ids(backward, step) for step in reversed(range(120))] == there[::-1]
     marks = [forward.mark(step) for step in range(120)]
     assert len(set(marks)) > 5
+    assert any(mark.packs for mark in marks)
     for step in range(0, 120, 7):
         resumed = order_of(clips, **small)
         resumed.plan_from(marks[step])
         assert ids(resumed, step) == there[step]
-        assert len(resumed._starts) <= 6, "planned from the mark, not from the beginning"
+        planned = sum(len(block.packs) for block in resumed._blocks.values())
+        assert planned <= 2 * 8 * 4, "planned from the mark, not from the beginning"
     before = order_of(clips, **small)
     before.plan_from(marks[119])
     assert ids(before, 3) == there[3], "a step before the mark is found as well"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 12), min_size=2, max_size=90), st.integers(1, 4), st.integers(0, 2),
+    st.booleans(), seeds, st.integers(0, 25),
+)  # fmt: skip
+def test_a_mark_holds_what_later_steps_need(
+    frames: list[int], packs_per_step: int, trim: int, costs: bool, seed: int, step: int
+) -> None:
+    """Also where a mixture brings a clip several times in a block."""
+    config = {
+        "packs_per_step": packs_per_step, "balance_steps": 2, "shuffle_clips": 150,
+        "mixture": {"a": 1.0, "b": 5.0}, "trim_frames": trim,
+        "pack_flops": 300.0 if costs else None,
+    }  # fmt: skip
+    clips = clips_of(frames, collections=["a", "b"])
+    order, resumed = order_of(clips, seed, **config), order_of(clips, seed, **config)
+    resumed.plan_from(Mark(**json.loads(json.dumps(asdict(order.mark(step))))))
+    for later in range(step, step + 12):
+        assert resumed.packs(later) == order.packs(later)
+        assert resumed.costs(later) == order.costs(later)
+        assert resumed.mark(later) == order.mark(later)
+        assert resumed.epoch_of(later) == order.epoch_of(later)
+
+
+def test_a_mark_is_small_however_large_a_block_is() -> None:
+    order = order_of(clips_of(mixed(20_000)), balance_steps=1)
+    marks = [order.mark(step) for step in (1, 300, 900)]
+    assert {mark.block for mark in marks} == {0}
+    assert all(0 < len(mark.waiting) < 2 * BUFFER_CLIPS for mark in marks)
+    assert all(len(json.dumps(asdict(mark))) < 2048 for mark in marks)
 
 
 def test_another_seed_and_another_epoch_are_other_orders() -> None:

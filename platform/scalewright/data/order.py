@@ -12,7 +12,7 @@ import threading
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -41,10 +41,17 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True)
 class Mark:
-    """A place from which on packs can be planned: a block, and the number of its first pack."""
+    """A place from which on packs can be planned: a block, and the number of its next pack.
+
+    Of the block `packs` packs have left by then, of `arrived` clips, and the rows `waiting` are in
+    none of them yet: at most `BUFFER_CLIPS` of each kind.
+    """
 
     block: int = 0
     pack: int = 0
+    packs: int = 0
+    arrived: int = 0
+    waiting: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class PackOrder:
         self._begin = begin
         self._mark = Mark()
         self._starts = [0]  # of the blocks from the mark on, as far as they are known
-        self._blocks: OrderedDict[int, _Block] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], _Block] = OrderedDict()
         self._windows: OrderedDict[int, list[list[Pack]]] = OrderedDict()
         self._lock = threading.RLock()
         self._left_out: tuple[LeftOut, ...] = ()
@@ -154,23 +161,24 @@ class PackOrder:
         """How many epochs have been seen when `step` begins."""
         with self._lock:
             block, place = self._find(self._first_pack(step))
-            return (block + place / len(self._block(block).all())) / self._draws.blocks_per_epoch
+            before = self._start(block).packs
+            share = (before + place) / (before + len(self._block(block).all()))
+            return (block + share) / self._draws.blocks_per_epoch
 
     def fill(self) -> float:
         """Mean share of the limit on size that the packs of the first block use."""
-        with self._lock:
-            packs = self._block(0).all()
+        packs = self._plan(Mark()).all()
         return sum(pack.size for pack in packs) / (len(packs) * self._measure.limits.size)
 
     def flushed(self) -> int:
         """Packs of the first block that its end closed before they were full."""
-        with self._lock:
-            return sum(pack.flushed for pack in self._block(0).all())
+        return sum(pack.flushed for pack in self._plan(Mark()).all())
 
     def plan_from(self, mark: Mark) -> None:
         """Plan from a mark of the same order on, as a resumed run does."""
         with self._lock:
-            self._mark, self._starts = mark, [mark.pack]
+            self._mark = replace(mark, waiting=tuple(mark.waiting))  # JSON knows lists alone
+            self._starts = [mark.pack]
             self._blocks.clear()
             self._windows.clear()
 
@@ -178,8 +186,8 @@ class PackOrder:
         """From where on a resumed run must plan to find `step`."""
         window = self._first_pack(step) // self._window_packs * self._window_packs
         with self._lock:
-            block, _ = self._find(window)
-            return Mark(block, self._starts[block - self._mark.block])
+            block, place = self._find(window)
+            return self._after(self._start(block), self._block(block), place)
 
     @property
     def _window_packs(self) -> int:
@@ -219,7 +227,7 @@ class PackOrder:
     def _find(self, number: int) -> tuple[int, int]:
         """The block that holds a pack, and its place there."""
         if number < self._mark.pack:
-            self._mark, self._starts = Mark(), [0]
+            self.plan_from(Mark())
         while True:
             known = bisect_right(self._starts, number) - 1
             block, place = self._mark.block + known, number - self._starts[known]
@@ -227,15 +235,46 @@ class PackOrder:
                 return block, place
             self._starts.append(self._starts[-1] + len(self._block(block).all()))
 
+    def _start(self, block: int) -> Mark:
+        """From where on a block is planned: its beginning, or the mark in it."""
+        if block == self._mark.block:
+            return self._mark
+        return Mark(block, self._starts[block - self._mark.block])
+
     def _block(self, block: int) -> "_Block":
-        if block not in self._blocks:
-            rows = self._draws.rows(block)
-            items = self._measure.items(rows, self.clips.take(rows))
-            self._blocks[block] = _Block(items, self._measure.limits)
-        self._blocks.move_to_end(block)
+        start = self._mark if block == self._mark.block else Mark(block)
+        key = (block, start.packs)
+        if key not in self._blocks:
+            self._blocks[key] = self._plan(start)
+        self._blocks.move_to_end(key)
         while len(self._blocks) > CACHED:
             self._blocks.popitem(last=False)
-        return self._blocks[block]
+        return self._blocks[key]
+
+    def _plan(self, start: Mark) -> "_Block":
+        rows = self._draws.rows(start.block)[start.arrived :]
+        waiting = np.array(start.waiting, np.int64)
+        return _Block(self._items(waiting), self._items(rows), self._measure.limits)
+
+    def _items(self, rows: NDArray[np.int64]) -> Iterator[Item]:
+        return self._measure.items(rows, self.clips.take(rows))
+
+    def _after(self, start: Mark, block: "_Block", place: int) -> Mark:
+        """The mark at a pack of a block that is planned from `start`."""
+        if place == 0:
+            return start
+        block.reaches(place)  # it may have been forgotten since
+        arrived = start.arrived + block.arrived[place - 1]
+        new = self._draws.rows(start.block)[start.arrived : arrived].tolist()
+        gone = Counter(part.row for pack in block.packs[:place] for part in pack.parts)
+        waiting = []
+        for row in (*start.waiting, *new):
+            if gone[row]:  # of a clip that a mixture brings twice, the first one goes first
+                gone[row] -= 1
+            else:
+                waiting.append(row)
+        packs = start.packs + place
+        return Mark(start.block, start.pack + place, packs, arrived, tuple(waiting))
 
     def _planned(self, packs: Sequence[Pack]) -> list[tuple[Planned, ...]]:
         parts = [part for pack in packs for part in pack.parts]
@@ -262,11 +301,21 @@ def deal(costs: Sequence[float], world: int) -> list[list[int]]:
 
 
 class _Block:
-    """The packs of one block, made as far as they are asked for."""
+    """The packs of one block, made as far as they are asked for.
 
-    def __init__(self, items: Iterator[Item], limits: Limits) -> None:
+    `arrived`: how many of the items had come when a pack left.
+    """
+
+    def __init__(self, waiting: Iterator[Item], items: Iterator[Item], limits: Limits) -> None:
         self.packs: list[Pack] = []
-        self._more: Iterator[Pack] | None = packs_of(items, limits)
+        self.arrived: list[int] = []
+        self._count = 0
+        self._more: Iterator[Pack] | None = packs_of(self._counted(items), limits, waiting)
+
+    def _counted(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            self._count += 1
+            yield item
 
     def reaches(self, place: int) -> bool:
         """Whether the block has a pack `place`."""
@@ -275,6 +324,7 @@ class _Block:
                 self._more = None
             else:
                 self.packs.append(pack)
+                self.arrived.append(self._count)
         return len(self.packs) > place
 
     def all(self) -> list[Pack]:

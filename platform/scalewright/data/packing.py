@@ -81,12 +81,16 @@ class Limits:
         return (1 << self.size + self.trim + 1) - 1
 
 
-def packs_of(items: Iterable[Item], limits: Limits) -> Iterator[Pack]:
+def packs_of(items: Iterable[Item], limits: Limits, waiting: Iterable[Item] = ()) -> Iterator[Pack]:
     """The packs of clips that arrive in this order, each clip in exactly one of them.
 
-    Every size is within the limit. Packs come as soon as they leave their buffer.
+    Every size is within the limit. Packs come as soon as they leave their buffer. `waiting`: those
+    that had arrived before and are in no pack yet, in the order in which they came; with them the
+    packs are those that would have followed.
     """
     buffers: dict[int, list[Item]] = {}
+    for item in waiting:
+        buffers.setdefault(item.kind, []).append(item)
     for item in items:
         buffer = buffers.setdefault(item.kind, [])
         buffer.append(item)

@@ -222,8 +222,8 @@ class _Worker:
             return 0
         check_same_run(manifest.run["identity"], self.identity, self.place.folder)
         self.skipped = list(manifest.run.get("skipped", ()))
-        order = self.inputs.work.at(manifest.run["mark"]["stage"]).order
-        order.plan_from(Mark(manifest.run["mark"]["block"], manifest.run["mark"]["pack"]))
+        mark = dict(manifest.run["mark"])
+        self.inputs.work.at(mark.pop("stage")).order.plan_from(Mark(**mark))
         logger.info(
             "resumed after step %d, saved by %d workers, now %d",
             manifest.step,
