@@ -119,8 +119,8 @@ def first_pack(folder: Path, saved: dict[str, Any], data: dict[str, Any]) -> dic
     if saved:
         return told
     last = last_step_of_block(order)
-    told["saved"] = {"step": last, "mark": asdict(order.mark(last))}
-    return told | rates(order, last + 1)
+    mark = {"step": last, "mark": asdict(order.mark(last))}
+    return told | rates(order, last + 1) | {"saved": mark}
 
 
 def rates(order: PackOrder, first: int) -> dict[str, float]:

@@ -139,7 +139,8 @@ def row(trial: Trial, ranks: list[Lived]) -> str:
     megabytes = sum(each.read_bytes for each in ranks) / 1e6
     cells = (
         "hot volume" if trial.hot else "S3",
-        f"{megabytes / (len(ranks[0].waits_s) * STEP_S):.0f}",
+        f"{trial.megabytes_per_s}",
+        f"{megabytes / len(ranks[0].waits_s) / (wall_s / steps):.0f}",
         f"{100 * waits.max(0).mean() / STEP_S:.2f}%",
         f"{100 * waits.mean() / STEP_S:.2f}%",
         f"{1000 * waits.max():.0f}",
@@ -173,7 +174,8 @@ def main(scratch: Path, rate: tuple[int, ...], steps: int) -> None:
           f"when this began. {steps} steps of {STEP_S} s, {RANKS} ranks; they and the S3 server "
           "share the cores.\n")  # fmt: skip
     columns = (
-        "clips come from", "MB/s consumed", "wait of a step (its slowest rank)", "of a rank",
+        "clips come from", "MB/s planned", "consumed",
+        "wait of a step (its slowest rank)", "of a rank",
         "longest, ms", "steps longer than planned by", "first pack, s", "CPU s/GB of ranks",
     )  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
