@@ -18,7 +18,6 @@ import datetime
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import click
@@ -33,7 +32,6 @@ from scalewright.data.settings import DataConfig
 FRAMES, FRAME_TOKENS, WIDTH = 25, 30 * 53, 3072
 RANKS = 8
 PACK_TOKENS = 65_536  # 1.6 of the longest clip with the longest text
-Lengths = Callable[[np.random.Generator, int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -41,35 +39,27 @@ class Mix:
     """Latent frames of clips; `least_fill` percent is to be reached in packs of 25 frames."""
 
     name: str
-    lengths: Lengths
+    frames: NDArray[np.int64]
     least_fill: float | None = None
     trim_frames: int = 0
 
 
-def _half_pictures(share: float, shortest: int) -> Lengths:
-    def lengths(random: np.random.Generator, count: int) -> NDArray[np.int64]:
-        videos = random.integers(shortest, FRAMES + 1, count)
-        return np.where(random.random(count) < share, 1, videos)
-
-    return lengths
-
-
-def _causal(random: np.random.Generator, count: int) -> NDArray[np.int64]:
-    return random.choice(np.arange(5, FRAMES + 1, 4), count)
-
-
-def _scenes(random: np.random.Generator, count: int) -> NDArray[np.int64]:
-    return np.minimum(FRAMES, 2 + random.geometric(0.12, count))
-
-
-MIXES = (
-    Mix("40% pictures, videos of 2 to 25", _half_pictures(0.4, 2), 99.9),
-    Mix("videos of 2 to 25", _half_pictures(0.0, 2), 96.5),
-    Mix("videos of 5, 9, ... 25", _causal, 88.0),
-    Mix("the same, tails cut by at most 2", _causal, 99.0, trim_frames=2),
-    Mix("scenes, geometric, cut at 25", _scenes, 99.5),
-    Mix("80% pictures, videos of 13 to 25", _half_pictures(0.8, 13)),
-)
+def mixes(count: int) -> list[Mix]:
+    """`count` clips each, drawn one after another from one generator."""
+    random = np.random.default_rng(0)
+    pictures = np.where(random.random(count) < 0.4, 1, random.integers(2, FRAMES + 1, count))
+    videos = random.integers(2, FRAMES + 1, count)
+    causal = random.choice(np.arange(5, FRAMES + 1, 4), count)
+    scenes = np.minimum(FRAMES, 2 + random.geometric(0.12, count))
+    most = np.where(random.random(count) < 0.8, 1, random.integers(13, FRAMES + 1, count))
+    return [
+        Mix("40% pictures, videos of 2 to 25", pictures, 99.9),
+        Mix("videos of 2 to 25", videos, 96.5),
+        Mix("videos of 5, 9, ... 25", causal, 88.0),
+        Mix("the same, tails cut by at most 2", causal, 99.0, trim_frames=2),
+        Mix("scenes, geometric, cut at 25", scenes, 99.5),
+        Mix("80% pictures, videos of 13 to 25", most),
+    ]
 
 
 def weigh(clips: Clips) -> Weights:
@@ -80,10 +70,9 @@ def weigh(clips: Clips) -> Weights:
     return Weights(visual, text, 3 * (24 * WIDTH**2 * n + 4 * WIDTH * n**2))
 
 
-def clips_of(mix: Mix, count: int) -> Clips:
-    random = np.random.default_rng(0)
-    frames = mix.lengths(random, count).astype(np.int32)
-    same = np.zeros(count, np.int32)
+def clips_of(lengths: NDArray[np.int64]) -> Clips:
+    random, count = np.random.default_rng(1), len(lengths)
+    frames, same = lengths.astype(np.int32), np.zeros(count, np.int32)
     return Clips(
         id=np.arange(1, count + 1), shard=same, offset=np.arange(count) << 24,
         bytes=frames.astype(np.int64) << 18, crc32c=same.astype(np.uint32), latent_frames=frames,
@@ -146,8 +135,8 @@ def print_fill(count: int) -> None:
           f"{PACK_TOKENS:,} tokens with text, in percent of the limit.\n")  # fmt: skip
     print("| frames | fill, 25 frames | to reach | fill, tokens | a clip was seen |")
     print("|---|---|---|---|---|")
-    for mix in MIXES:
-        clips = clips_of(mix, count)
+    for mix in mixes(count):
+        clips = clips_of(mix.frames)
         frames = plan(clips, pack_frames=FRAMES, trim_frames=mix.trim_frames)
         tokens = plan(clips, trim_frames=mix.trim_frames)
         target = "" if mix.least_fill is None else f"{mix.least_fill}"
@@ -173,8 +162,8 @@ def print_work(count: int) -> None:
         "tokens, balanced, 4 packs": {"packs_per_step": 4 * RANKS},
     }  # fmt: skip
     print(f"| frames | one clip a rank | {' | '.join(ways)} |\n|{'---|' * (len(ways) + 2)}")
-    for mix in MIXES:
-        clips = clips_of(mix, count)
+    for mix in mixes(count):
+        clips = clips_of(mix.frames)
         found = [plan(clips, trim_frames=mix.trim_frames, **way) for way in ways.values()]
         cells = [f"{each.slowest:.3f} ({each.worst:.2f})" for each in found]
         print(f"| {mix.name} | {alone(clips):.2f} | {' | '.join(cells)} |", flush=True)
@@ -182,7 +171,7 @@ def print_work(count: int) -> None:
 
 def _by_cost() -> dict[str, object]:
     """Packs that may cost as much as the longest clip does, however many tokens that are."""
-    longest = clips_of(Mix("", lambda random, count: np.full(count, FRAMES)), 1000)
+    longest = clips_of(np.full(1000, FRAMES))
     return {"pack_flops": float(weigh(longest).flops.max())}
 
 
