@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crc32c import crc32c
 from folders import write_data_folder
 
 from scalewright.data import hot
@@ -272,8 +273,8 @@ def test_a_full_volume_is_not_waited_for(
 def test_of_two_units_that_hold_a_clip_the_one_that_is_there_is_read(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "shard").write_bytes(bytes(range(200)))
-    store, none = Counted(tmp_path / "data"), np.empty((0, 3), np.int64)
-    units = [Unit(f"0000000{n}-000000", "shard", 0, 100 + n, none) for n in range(2)]
+    store, clips = Counted(tmp_path / "data"), np.array([[10, 5, crc32c(bytes(range(10, 15)))]])
+    units = [Unit(f"0000000{n}-000000", "shard", 0, 100 + n, clips) for n in range(2)]
     volume = HotVolume(
         store, tmp_path / "hot", name="a", rank=0, world=1, hot_bytes=1000, patience_s=60.0
     )
@@ -282,12 +283,14 @@ def test_of_two_units_that_hold_a_clip_the_one_that_is_there_is_read(tmp_path: P
         for unit in units:
             while not (tmp_path / "hot" / "a" / unit.name).exists():
                 time.sleep(0.01)
+        assert volume.read("shard", 20, 5) == bytes(range(20, 25))  # in a gap: it is not checked
+        assert volume.gauges.from_store == 1
         for unit in reversed(units):
             assert volume.read("shard", 10, 5) == bytes(range(10, 15))
             (tmp_path / "hot" / "a" / unit.name).unlink()
-        assert volume.gauges.from_store == 0
-        assert volume.read("shard", 10, 5) == bytes(range(10, 15))
         assert volume.gauges.from_store == 1
+        assert volume.read("shard", 10, 5) == bytes(range(10, 15))
+        assert volume.gauges.from_store == 2
     finally:
         volume.close()
 

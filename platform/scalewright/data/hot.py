@@ -136,8 +136,7 @@ class HotVolume:
     def distrust(self, key: str, offset: int) -> None:
         """What was read there was wrong: it is read from the store from now on."""
         with self._changed:
-            units = self._units.get(key, ())
-            self._distrusted.update(u.name for u in units if 0 <= offset - u.offset < u.bytes)
+            self._distrusted.update(u.name for u in self._units.get(key, ()) if u.holds(offset))
 
     def read(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         failed: set[str] = set()
@@ -192,7 +191,7 @@ class HotVolume:
                 """The newest first, for they stay longest."""
                 return [
                     unit for unit in reversed(self._units.get(key, ()))
-                    if unit.offset <= begin and end <= unit.offset + unit.bytes
+                    if unit.holds(begin) and end <= unit.offset + unit.bytes
                     and unit.name not in failed and unit.name not in self._distrusted
                 ]  # fmt: skip
 

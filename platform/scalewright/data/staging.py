@@ -31,6 +31,10 @@ class Unit:
     bytes: int
     clips: NDArray[np.int64] = field(compare=False, repr=False)
 
+    def holds(self, offset: int) -> bool:
+        """Whether a clip at this offset of the shard is one of them, and no gap between two."""
+        return bool((self.clips[:, 0] == offset - self.offset).any())
+
     def check(self, data: memoryview) -> None:
         """`CorruptError` where one of the clips is not as catalogued."""
         for begin, size, checksum in self.clips.tolist():
