@@ -83,9 +83,14 @@ def clips_of(lengths: NDArray[np.int64]) -> Clips:
 
 @dataclass(frozen=True)
 class Found:
-    """What planning two epochs gave; `fill` in percent, `slowest` over the mean, both of a step."""
+    """What planning two epochs gave.
+
+    `fill` in percent; `flushed` of an epoch's packs were closed by its end; `slowest` over the mean
+    of a step's ranks.
+    """
 
     fill: float
+    flushed: int
     slowest: float
     worst: float
     least_seen: int
@@ -108,7 +113,12 @@ def plan(clips: Clips, **settings: object) -> Found:
         step += 1
     counts = [seen[id] for id in clips.id.tolist()]
     return Found(
-        100 * float(np.mean(sizes)), float(np.mean(slowest)), max(slowest), min(counts), max(counts)
+        100 * float(np.mean(sizes)),
+        order.flushed(),
+        float(np.mean(slowest)),
+        max(slowest),
+        min(counts),
+        max(counts),
     )
 
 
@@ -127,21 +137,22 @@ def main(count: int) -> None:
           f"Python {platform.python_version()}, {datetime.date.today()}. {count:,} clips of each "
           f"mix, two epochs.\n")  # fmt: skip
     print_fill(count)
-    print_work(count)
+    print_work(count // 4)
 
 
 def print_fill(count: int) -> None:
     print("## Fill\n\nOf packs of 25 latent frames, and of packs of "
           f"{PACK_TOKENS:,} tokens with text, in percent of the limit.\n")  # fmt: skip
-    print("| frames | fill, 25 frames | to reach | fill, tokens | a clip was seen |")
-    print("|---|---|---|---|---|")
+    print("| frames | fill, 25 frames | to reach | closed by the end of the epoch | fill, tokens | "
+          "a clip was seen |\n|---|---|---|---|---|---|")  # fmt: skip
     for mix in mixes(count):
         clips = clips_of(mix.frames)
         frames = plan(clips, pack_frames=FRAMES, trim_frames=mix.trim_frames)
         tokens = plan(clips, trim_frames=mix.trim_frames)
         target = "" if mix.least_fill is None else f"{mix.least_fill}"
         print(
-            f"| {mix.name} | {frames.fill:.2f} | {target} | {tokens.fill:.2f} | "
+            f"| {mix.name} | {frames.fill:.2f} | {target} | {frames.flushed} packs | "
+            f"{tokens.fill:.2f} | "
             f"{min(frames.least_seen, tokens.least_seen)} to "
             f"{max(frames.most_seen, tokens.most_seen)} times |",
             flush=True,
@@ -150,7 +161,8 @@ def print_fill(count: int) -> None:
 
 def print_work(count: int) -> None:
     print(f"\n## The slowest of {RANKS} ranks over the mean\n\nMean over steps, and the worst "
-          f"step. A rank has one pack a step, or four.\n")  # fmt: skip
+          f"step, of {count:,} clips of each mix. A rank has one pack a step, or "
+          "four.\n")  # fmt: skip
     ways: dict[str, dict[str, object]] = {
         "25 frames, as they come": {"pack_frames": FRAMES, "balance_steps": 1},
         "25 frames, balanced": {"pack_frames": FRAMES},

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -211,18 +212,20 @@ class PackOrder:
     def _window(self, window: int) -> list[list[Pack]]:
         """Some steps at once: packs sorted by cost, cut into steps, the steps in random order."""
         size, first = self.config.packs_per_step, window * self._window_packs
-        packs = [self._pack(number) for number in range(first, first + self._window_packs)]
+        packs = list(islice(self._packs_from(first), self._window_packs))
         if self.config.balance_steps > 1:
             packs.sort(key=lambda pack: -pack.cost)
         steps = [packs[place : place + size] for place in range(0, len(packs), size)]
         places = np.arange(len(steps), dtype=np.int64)
         return [steps[place] for place in shuffled(places, key_of(self._seed, "steps", window))]
 
-    def _pack(self, number: int) -> Pack:
-        number_of_block, place = self._find(number)
-        block = self._block(number_of_block)
-        block.reaches(place)  # it may have been forgotten since
-        return block.packs[place]
+    def _packs_from(self, number: int) -> Iterator[Pack]:
+        while True:
+            number_of_block, place = self._find(number)
+            block = self._block(number_of_block)
+            while block.reaches(place):
+                yield block.packs[place]
+                place, number = place + 1, number + 1
 
     def _find(self, number: int) -> tuple[int, int]:
         """The block that holds a pack, and its place there."""
