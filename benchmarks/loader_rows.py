@@ -77,7 +77,8 @@ Groups = Iterator[list[Given]]
 def ours(place: Place, shuffle_clips: int = 65_536, hot: bool = False) -> Groups:
     """Packs of the first epoch, as rank 0 of 1 gets them; the last step is cut where it ends."""
     numbers = json.loads((place.folder / "ours" / "numbers.json").read_text())
-    snapshot = pinned_snapshot(place.of("ours"), None, None)
+    storage = open_storage(place.of("ours"))
+    snapshot = pinned_snapshot(place.of("ours"), None, None, storage)
     rows = snapshot.rows(ClipQuery())
     config = DataConfig(
         pack_frames=PACK_FRAMES, pack_tokens=10**6, packs_per_step=PACKS,
@@ -85,7 +86,6 @@ def ours(place: Place, shuffle_clips: int = 65_536, hot: bool = False) -> Groups
     )  # fmt: skip
     model = ModelConfig(patch=(1, 2, 2), latent_channels=16)
     order = PackOrder(snapshot.clips, rows, weigh_in(model), config, seed=3)
-    storage = open_storage(place.of("ours"))
     steps = 10 * len(rows)  # more than an epoch: it ends where all are seen
     volume = None
     if hot:
@@ -275,7 +275,7 @@ def measure(name: str, place: Place, packs: bool, sums: dict[str, list[int]] | N
     peak, over = [0], threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.3):
+        while not over.wait(1.0):
             peak[0] = max(peak[0], _memory())
 
     threading.Thread(target=watch, daemon=True).start()

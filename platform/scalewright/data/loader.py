@@ -180,7 +180,10 @@ class Loader:
                 wants: list[Want[Place]] = []
                 bytes_wanted = 0
                 while bytes_wanted < self._join_bytes and self._has_room():
+                    awaited = self._planned == self._step
                     bytes_wanted += self._take_in(wants)
+                    if awaited:  # what the consumer waits for goes first
+                        break
                 for each in coalesce(wants, self._gap_bytes):
                     self._ask(each)
         except BaseException as error:  # the consumer gets it, whatever it is

@@ -6,20 +6,23 @@ from pathlib import Path
 from scalewright.data.catalogue import Catalogue
 from scalewright.data.fetching import read_whole
 from scalewright.data.snapshot import FILE_NAME, Snapshot, open_snapshot, write_snapshot
-from scalewright.data.storage import MissingError, open_storage
+from scalewright.data.storage import MissingError, Storage, open_storage
 from scalewright.errors import DataError
 
 
-def pinned_snapshot(place: str, catalogue: str | None, pinned: Path | None) -> Snapshot:
+def pinned_snapshot(
+    place: str, catalogue: str | None, pinned: Path | None, storage: Storage | None = None
+) -> Snapshot:
     """The snapshot in `pinned`; where that is not there, the newest of the data, pinned from now.
 
-    `place`: where the data lies; `catalogue`: the URL of its catalogue, if that is a database.
+    `place`: where the data lies; `catalogue`: the URL of its catalogue, if that is a database;
+    `storage`: the place, where it is open already.
     Reads a catalogue row by row only where its changes are newer than the snapshot beside it.
     """
     if pinned is not None and pinned.exists():
         return open_snapshot(pinned)
     if "://" in place and catalogue is None:
-        return _from_store(place, pinned)
+        return _from_store(storage or open_storage(place), pinned)
     snapshot = _newest(Path(place), catalogue)
     if pinned is None:
         return snapshot
@@ -37,10 +40,10 @@ def _newest(folder: Path, url: str | None) -> Snapshot:
     return catalogue.snapshot()
 
 
-def _from_store(place: str, pinned: Path | None) -> Snapshot:
+def _from_store(storage: Storage, pinned: Path | None) -> Snapshot:
     """A store has no catalogue to ask; the snapshot lies beside its shards."""
     try:
-        data = read_whole(open_storage(place), FILE_NAME)
+        data = read_whole(storage, FILE_NAME)
     except MissingError as error:
         raise DataError(
             f"{error}; copy {FILE_NAME} of the prepared folder there with its shards, or give "

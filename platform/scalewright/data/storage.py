@@ -166,7 +166,10 @@ class Bucket:
             try:
                 told = answer.headers.get("Content-Length")
                 if answer.status_code == 206 and told == str(size):
-                    return _filled(size, answer.raw, place)
+                    # The answer of http.client, which fills our buffer; urllib3 copies twice.
+                    data = _filled(size, answer.raw._fp, place)
+                    answer.raw.release_conn()
+                    return data
                 if answer.status_code in BUSY:
                     raise StoreError(f"{place}: {answer.status_code} {answer.raw.reason}")
             finally:

@@ -100,12 +100,13 @@ def open_inputs(config: RunConfig, data: str | Path, pinned: Path | None = None)
 
     `pinned`: the file that holds the run's snapshot, or is to hold it from now on.
     """
-    snapshot = pinned_snapshot(str(data), config.data.catalogue, pinned)
+    storage = open_storage(str(data))
+    snapshot = pinned_snapshot(str(data), config.data.catalogue, pinned, storage)
     check_match(config, snapshot.info, str(data))
     return Inputs(
         snapshot=snapshot,
         work=Work(tuple(_stage(config, each, snapshot, str(data)) for each in config.settings())),
-        reader=ClipReader(open_storage(str(data))),
+        reader=ClipReader(storage),
     )
 
 
