@@ -200,3 +200,16 @@ def test_without_credentials_it_says_where_they_are_looked_for(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(AccessError, match="set AWS_ACCESS_KEY_ID"):
         open_storage(uploaded).read("null_text.safetensors")
+
+
+def test_urls_are_signed_by_version_4_and_hold_no_secret(
+    uploaded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where botocore would take version 2, which newer buckets refuse."""
+    for region in ("us-east-1", "eu-west-1"):
+        monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+        bucket = open_storage(uploaded)
+        assert isinstance(bucket, Bucket)
+        url = bucket._url(bucket._client(), "shards/000000.tar")
+        assert "X-Amz-Signature=" in url
+        assert "secret-key" not in url

@@ -309,3 +309,15 @@ def test_a_clip_that_cannot_be_is_named(tmp_path: Path, change: dict[str, int]) 
     catalogue.add([clip(1), replace(clip(2), **change)])
     with pytest.raises(DataError, match=r"clip 2 cannot be: a latent of .* \(1 such clips\); set"):
         catalogue.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("latent_frames", 10**10), ("crc32c", None), ("height", "eight")]
+)
+def test_a_value_that_no_column_holds_is_named(tmp_path: Path, column: str, value: object) -> None:
+    catalogue = Catalogue.create(tmp_path, INFO)
+    catalogue.add([clip(1), clip(2)])
+    with sqlite3.connect(tmp_path / "catalogue.sqlite") as connection:
+        connection.execute(f"UPDATE clips SET {column} = ? WHERE id = 2", (value,))
+    with pytest.raises(DataError, match=r"clip 2 cannot be: .*; set their status"):
+        catalogue.snapshot()

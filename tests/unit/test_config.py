@@ -147,3 +147,10 @@ def test_impossible_runs_are_refused(text: str, message: str) -> None:
 def test_a_first_frame_within_a_patch_is_refused(where: str) -> None:
     with pytest.raises(ConfigError, match=r"with patches of 2 latent frames \(model\.patch\)"):
         assign(demo(), ["model.patch=[2, 2, 2]", where])
+
+
+def test_what_cannot_be_read_as_it_says_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.trim_frames = 2 with patches of 2 latent frames"):
+        assign(demo(), ["model.patch=[2, 2, 2]", "data.trim_frames=2"])
+    with pytest.raises(ConfigError, match=r"data\.hot = 'hot' is a relative path"):
+        assign(demo(), ["data.hot=hot"])

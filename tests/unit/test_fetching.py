@@ -268,3 +268,16 @@ def test_an_object_that_ran_out_of_time_gets_less_of_it_until_it_answers(
     fetcher.close()
     assert tries[1] > 5
     assert tries[2] - tries[1] <= 2
+
+
+def test_what_waits_for_threads_that_never_return_fails_in_time() -> None:
+    hang = [threading.Event() for _ in range(4)]
+    store = Store({"a": hang[:2], "b": hang[2:]})
+    fetcher, heard = Fetcher(store, threads=2, deadline_s=1.0), Heard(6)
+    for key in "abcdef":
+        fetcher.fetch(key, 0, SIZE, *heard.take(key))
+    found = heard.wait()
+    assert all("no answer of" in str(each[0]) for each in found.values()), found
+    for event in hang:
+        event.set()
+    fetcher.close()

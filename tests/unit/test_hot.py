@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,42 @@ def test_who_closes_after_the_last_step_has_told_the_others(
     volume.passed(0)
     volume.close()
     assert int((tmp_path / "hot" / "a" / "passed-00000").read_text()) == 1
+
+
+def test_a_stretch_is_bounded_by_what_is_read_not_by_what_there_is(data: Path) -> None:
+    order = plan(data)
+    every = sum(entry.bytes for entry in order.entries())
+    found = list(stretches(order, 0, 400, 2 * every, GAP))
+    assert len(found) > 2
+    steps = [step for each in found for step in each.steps]
+    assert steps == list(range(400))
+
+
+def test_who_still_brings_is_waited_for_longer_than_patience(data: Path, tmp_path: Path) -> None:
+    """A link that takes longer than the patience for all units, but not for each."""
+
+    class Slow(Counted):
+        turn = threading.Lock()
+
+        def read(self, key: str, offset: int = 0, size: int | None = None) -> Any:
+            with self.turn:
+                time.sleep(0.08)
+            return super().read(key, offset, size)
+
+    store, (whole,) = Slow(data), stretches(plan(data), 0, STEPS, 2**30, -1)
+    stretch = replace(whole, units=whole.units[:40])
+    volume = HotVolume(store, tmp_path, name="a", rank=0, world=1, hot_bytes=2**30, patience_s=2.0)
+    volume.bring(iter([stretch]))
+    while not volume._units:  # until the stretch is begun
+        time.sleep(0.001)
+    reads = [
+        threading.Thread(target=volume.read, args=(unit.key, unit.offset, unit.bytes))
+        for unit in stretch.units
+    ]
+    for read in reads:
+        read.start()
+    for read in reads:
+        read.join()
+    assert volume.gauges.from_volume == len(stretch.units)
+    assert set(store.reads.values()) == {1}
+    volume.close()

@@ -118,3 +118,17 @@ def test_the_snapshot_beside_a_catalogue_is_taken_while_it_is_the_newest(
         assert len(pinned_snapshot(str(data), None, None).clips) == 16
     catalogue.add([NewClip("new.png", "train", "new", "000000.tar", 512, 10_000, 0, 1, 4, 4, 2)])
     assert len(pinned_snapshot(str(data), None, None).clips) == 17
+
+
+def test_a_file_in_several_pieces_is_refused(tmp_path: Path) -> None:
+    catalogue = Catalogue.open(write_data_folder(tmp_path / "data", clips=12))
+    path = tmp_path / "snapshot.arrow"
+    write_snapshot(catalogue.snapshot(), path)
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    with (
+        pa.OSFile(str(tmp_path / "other.arrow"), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_table(table, max_chunksize=5)
+    with pytest.raises(DataError, match=r"other\.arrow: .* is in 3 pieces"):
+        open_snapshot(tmp_path / "other.arrow")

@@ -30,6 +30,8 @@ FILE_NAME = "catalogue.sqlite"
 ROWS_PER_FETCH = 50_000
 IDS_PER_QUERY = 10_000  # SQLite takes at most 32766 parameters in a statement
 
+WAY_OUT = "set their status to 'rejected' and their id to NULL, or restore it from a copy"
+
 Split = Literal["train", "validation"]
 
 _tables = sql.MetaData()
@@ -190,12 +192,24 @@ class Catalogue:
         builder, validation = ClipsBuilder(), []
         with self._reading() as rows:
             for batch in rows(columns):
-                builder.add([row[1:] for row in batch])
+                self._add(builder, [row[1:] for row in batch])
                 validation.append(np.array([row[0] == "validation" for row in batch], np.bool_))
         held_out = np.concatenate([np.empty(0, np.bool_), *validation])
         clips = builder.build()
         _check_sizes(self.name, self.info, clips)
         return snapshot_of(self.info, self.revision(), clips, held_out)
+
+    def _add(self, builder: ClipsBuilder, rows: Sequence[Sequence[Any]]) -> None:
+        try:
+            builder.add(rows)
+        except (OverflowError, TypeError, ValueError):
+            for row in rows:
+                try:
+                    ClipsBuilder().add([row])
+                except (OverflowError, TypeError, ValueError) as error:
+                    told = f"{self.name}: clip {row[0]} cannot be: {error}; {WAY_OUT}"
+                    raise DataError(told) from None
+            raise
 
     def revision(self) -> int:
         """A number that grows with every change; 0 for catalogues older than it."""
@@ -382,6 +396,5 @@ def _check_sizes(name: str, info: DataInfo, clips: Clips) -> None:
             f"{name}: clip {entry.id} cannot be: a latent of {entry.latent_frames} x "
             f"{entry.height} x {entry.width} with {entry.text_tokens} text tokens in "
             f"{entry.bytes} bytes at {entry.offset} of {entry.shard} ({len(wrong)} such clips); "
-            "set their status to 'rejected' and their id to NULL, or restore the catalogue from a "
-            "copy"
+            f"{WAY_OUT}"
         )

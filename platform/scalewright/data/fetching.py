@@ -50,6 +50,7 @@ class _Flight:
     accept: Callable[[memoryview], None]
     fail: Callable[[DataError], None]
     began_s: float = math.inf
+    asked_s: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
     over: bool = False
     pending: int = 1  # tries that are queued, running or paused; at most two
@@ -78,6 +79,7 @@ class Fetcher:
         self._closed = threading.Event()
         self._most_threads = threads
         self._tries = 0  # that are queued or running
+        self._returned_s = 0.0  # when a try last did
         self._threads: list[threading.Thread] = []
 
     def fetch(
@@ -136,6 +138,7 @@ class Fetcher:
                 self._try(flight)
             with self._lock:
                 self._tries -= 1
+                self._returned_s = time.monotonic()
 
     def _begins(self, flight: _Flight) -> bool:
         with self._lock:
@@ -216,7 +219,7 @@ class Fetcher:
             with self._lock:
                 while self._later and self._later[0][0] <= now:
                     self._put(heapq.heappop(self._later)[2])
-                late = [f for f in self._flights if now - f.began_s > self._time_for(f)]
+                late = [f for f in self._flights if now - self._since_s(f) > self._time_for(f)]
                 self._given_up.update(flight.key for flight in late)
                 self._ask_twice(now)
             for flight in late:
@@ -230,6 +233,10 @@ class Fetcher:
                 flight.pending = 2
                 self.gauges.hedges += 1
                 self._put(flight)
+
+    def _since_s(self, flight: _Flight) -> float:
+        """When its time began: with its first try, or, where no thread returns, with the last."""
+        return min(flight.began_s, max(flight.asked_s, self._returned_s))
 
     def _time_for(self, flight: _Flight) -> float:
         """Seconds that a range may take: a dead object must not be waited for again and again."""

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,10 +28,10 @@ from scalewright.data.staging import Stretch, Unit
 from scalewright.data.storage import Folder, Storage
 from scalewright.errors import ConfigError, DataError
 
+STRETCH_BYTES = 2**30  # at most: a stretch is planned whole before any of it is brought
 KEPT_STRETCHES = 3  # that the volume has room for: one is read, others are brought
 PATIENCE_S = 10.0
-LOOK_S = 0.1
-JOIN_S = 10.0
+LOOK_S, JOIN_S = 0.1, 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ class HotVolume:
         self._distrusted: set[str] = set()
         self._late: set[int] = set()  # ranks that were waited for in vain
         self._own: dict[str, int] = {}  # bytes of the units that this rank brought
+        self._came_s: dict[int, float] = {}  # when something last came of each rank
+        self._deleted: list[str] = []  # whose files are to go
         self._leaving: dict[str, int] = {}  # that all have passed, and that still lie there
         self._loaded: set[int] = set()
         self._begun = 0  # the first step of which nothing is brought yet
@@ -103,8 +106,8 @@ class HotVolume:
 
     @property
     def stretch_bytes(self) -> int:
-        """How large stretches should be for the volume to hold some of them."""
-        return self._hot_bytes // KEPT_STRETCHES
+        """How large stretches should be."""
+        return min(self._hot_bytes // KEPT_STRETCHES, STRETCH_BYTES)
 
     def bring(self, stretches: Iterator[Stretch]) -> None:
         """Bring this rank's units of these stretches, as there is room."""
@@ -114,9 +117,9 @@ class HotVolume:
         self._thread.start()
 
     def wait_for_step(self, step: int) -> None:
-        """Until what a step needs is being brought; no longer than `patience_s`."""
+        """Until what a step needs is being brought; no longer than `patience_s`, once."""
         with self._changed:
-            if self._begun == self._stuck:  # waited for before, and nothing has come since
+            if self._begun == self._stuck:
                 return
             if not self._changed.wait_for(
                 lambda: self._closed or step < self._begun, self._patience_s
@@ -182,6 +185,8 @@ class HotVolume:
         with self._changed:
             for name in list(self._own):
                 self._delete(name)
+        if self._thread is None or not self._thread.is_alive():
+            self._unlink()
 
     def _wait_for(self, key: str, begin: int, end: int, failed: set[str]) -> Unit | None:
         """A unit that holds these bytes and is there, in time; none of those that `failed`."""
@@ -199,19 +204,28 @@ class HotVolume:
                 return next((unit for unit in holding() if unit.name in self._there), None)
 
             def hopeless() -> bool:
-                return self._closed or self._late.issuperset(map(self._bringer, holding()))
+                return self._closed or self._late.issuperset(
+                    self._bringers[u.name] for u in holding()
+                )
 
-            if not self._changed.wait_for(lambda: there() or hopeless(), self._patience_s):
-                self._late.update(map(self._bringer, holding()))
+            begin_s = time.monotonic()
+
+            def left_s() -> float:
+                """Who still brings other units is waited for longer, but not without end."""
+                came_s = (self._came_s.get(self._bringers[unit.name], 0.0) for unit in holding())
+                last_s = min(max((begin_s, *came_s)), begin_s + 2 * self._patience_s)
+                return last_s + self._patience_s - time.monotonic()
+
+            while not (there() or hopeless()) and left_s() > 0:
+                self._changed.wait(left_s())
+            if not (there() or hopeless()):
+                self._late.update(self._bringers[u.name] for u in holding())
                 logger.warning(
                     "%s: nothing came in %g s from workers %s; what they bring is read from the "
                     "store until something comes", self._folder, self._patience_s,
                     ", ".join(map(str, sorted(self._late))),
                 )  # fmt: skip
             return there()
-
-    def _bringer(self, unit: Unit) -> int:
-        return self._bringers[unit.name]
 
     def _run(self, stretches: Iterator[Stretch]) -> None:
         """The volume's life: plan a stretch as soon as there is room, look what came, tidy up."""
@@ -223,6 +237,7 @@ class HotVolume:
                     ahead = next(stretches, None)
                 self._note_passed()
                 self._look()
+                self._unlink()
                 self._wake.wait(LOOK_S)
                 self._wake.clear()
         except OSError as error:
@@ -289,6 +304,7 @@ class HotVolume:
             self.gauges.bytes += len(data)
             self._there.add(unit.name)
             self._late.discard(self._rank)
+            self._came_s[self._rank] = time.monotonic()
             self._changed.notify_all()
             if unit.name not in self._bringers:  # all have passed it meanwhile
                 self._delete(unit.name)
@@ -315,6 +331,7 @@ class HotVolume:
             # What this rank laid while the names were read is there, too.
             there = {name for name in names if not name.endswith(".part")} | self._own.keys()
             new = (there - self._there) & self._bringers.keys()
+            self._came_s |= dict.fromkeys((self._bringers[name] for name in new), time.monotonic())
             self._late.difference_update(self._bringers[name] for name in new)
             self._there = there
             self._leaving = {name: size for name, size in self._leaving.items() if name in names}
@@ -341,8 +358,15 @@ class HotVolume:
             self.gauges.units -= 1
             self.gauges.bytes -= size
         self._there.discard(name)
-        with suppress(OSError):  # such as of a volume that is gone
-            (self._folder / name).unlink()
+        self._deleted.append(name)
+
+    def _unlink(self) -> None:
+        """Delete files; not under the lock, for a volume may not answer."""
+        with self._changed:
+            names, self._deleted = self._deleted, []
+        for name in names:
+            with suppress(OSError):  # such as of a volume that is gone
+                (self._folder / name).unlink()
 
 
 def _write_whole(path: Path, data: memoryview) -> None:

@@ -184,7 +184,9 @@ class Loader:
                     bytes_wanted += self._take_in(wants)
                     if awaited:  # what the consumer waits for goes first
                         break
-                for each in coalesce(wants, self._gap_bytes):
+                # A gap is at most a mean clip, for what lies in it is held as long as its clips.
+                gap_bytes = min(self._gap_bytes, bytes_wanted // max(1, len(wants)))
+                for each in coalesce(wants, gap_bytes):
                     self._ask(each)
         except BaseException as error:  # the consumer gets it, whatever it is
             self._stop(error)

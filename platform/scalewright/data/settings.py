@@ -20,7 +20,7 @@ class DataConfig:
     shared out over the workers, however many there are.
 
     `buffers`: "aspect" fills packs with clips of one aspect ratio, "one" with any. `trim_frames`:
-    latent frames that a clip may lose of its tail to fill a pack, at most a tenth of it.
+    latent frames that a clip may lose of its tail to fill a pack, at most a tenth of it or one.
     `balance_steps`: steps among which packs are exchanged so that all of a step cost the same.
     `mixture`: weights of collections; left out, every clip is seen once an epoch, and with weights
     every clip once in each round of its collection. `shuffle_clips`: see `data/shuffle.py`.
@@ -28,8 +28,9 @@ class DataConfig:
     `hot`: a folder that all workers share, such as on NFS, through which clips come from the store
     to RAM, so that each is fetched once for all of them; at most `hot_bytes` lie there, or what a
     step needs. `ram_bytes`: what one worker reads ahead, at most, beside the next step.
-    `max_skip_share`: of the clips that one worker reads so many may be broken or gone; they are
-    left out and listed. `audit`: list the clips of every step, in `consumed/` of the run's folder.
+    `max_skip_share`: of the clips that one worker reads so many may be broken or gone, and ten
+    always, unless it is 0; they are left out and listed. `audit`: list the clips of every step, in
+    `consumed/` of the run's folder.
 
     `codec` and `text_encoder`: fingerprints that the folder must have been prepared with, as a
     plan pins those of its sweep; left out, any will do whose sizes fit the model. `assumed_clips`:
@@ -69,6 +70,11 @@ class DataConfig:
         for name in ("pack_frames", "pack_flops"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ConfigError(f"data.{name} = {value}; it must be positive, or left out")
+        if self.hot is not None and not self.hot.startswith("/"):
+            raise ConfigError(
+                f"data.hot = {self.hot!r} is a relative path, which is another place on every "
+                "node; give the whole path"
+            )
         if not 0 <= self.max_skip_share < 1:
             raise ConfigError(
                 f"data.max_skip_share = {self.max_skip_share}; it must be at least 0 and below 1"

@@ -146,6 +146,10 @@ def _column(table: Any, name: str) -> NDArray[Any]:
     column = table.column(name)
     if column.type != pa.from_numpy_dtype(kind) or column.null_count:
         raise ValueError(f"{name} is {column.type} with {column.null_count} nulls, not {kind}")
+    if column.num_chunks > 1:
+        raise ValueError(
+            f"{name} is in {column.num_chunks} pieces; it was written by something else"
+        )
     if column.num_chunks == 0:
         return np.empty(0, kind)
     chunk = column.chunk(0)

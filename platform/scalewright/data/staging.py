@@ -84,7 +84,7 @@ def stretches(
         while step < stop_step and (step == first or size < stretch_bytes):
             for pack in order.packs(step):
                 for planned in pack:
-                    size += planned.entry.bytes * (planned.entry.id not in entries)
+                    size += planned.entry.bytes  # each time, or few clips make a stretch of all
                     entries[planned.entry.id] = planned.entry
             step += 1
         gap = min(gap_bytes, size // len(entries))

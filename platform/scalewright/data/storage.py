@@ -23,7 +23,7 @@ ANSWER_TIMEOUT_S, PART_BYTES = 120.0, 2**20  # a whole answer; looked at after e
 CONNECTIONS = 64
 SIGNED_S, SIGNED_KEYS = 600.0, 4096  # how long a signed URL is used, and for how many objects
 BUSY = (429, 500, 502, 503, 504)
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken")
 
 
 class MissingError(DataError):
@@ -141,9 +141,10 @@ class Bucket:
         with _translated(self._place(key)):
             answer = client.get_object(Bucket=self._bucket, Key=self._prefix + key, **asked)
             with answer["Body"] as body:
+                told = answer["ContentLength"]
                 if size is None:
-                    return memoryview(bytearray(body.read()))
-                if (told := answer["ContentLength"]) != size:
+                    return _filled(told, body, self._place(key))
+                if told != size:
                     raise CorruptError(
                         f"{self._place(key)}: gave {told} of {size} bytes at {offset}"
                     )
@@ -174,6 +175,7 @@ class Bucket:
                     raise StoreError(f"{place}: {answer.status_code} {answer.raw.reason}")
             finally:
                 answer.raw.close()
+        self._signed.pop(key, None)
         return None
 
     def _url(self, client: Any, key: str) -> str:
@@ -251,6 +253,8 @@ def _new_client() -> Any:
     return boto3.session.Session().client(
         "s3",
         config=Config(
+            # botocore signs URLs by version 2 in old regions, which newer buckets refuse.
+            signature_version="s3v4",
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             max_pool_connections=CONNECTIONS,
@@ -293,6 +297,11 @@ class _translated:  # noqa: N801 - a context manager, read as a verb
             raise AccessError(
                 f"{self._place}: no credentials found; set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role of the machine"
+            ) from None
+        if isinstance(error, boto.CredentialRetrievalError | boto.SSOError):
+            raise AccessError(
+                f"{self._place}: credentials could not be renewed ({type(error).__name__}); log in "
+                "again, or repair what gives them"
             ) from None
         if isinstance(error, boto.BotoCoreError | HTTPError | OSError):
             raise StoreError(f"{self._place}: {type(error).__name__}{_server(error)}") from None

@@ -31,7 +31,9 @@ class Feed:
         start_step: int,
         attempt: int,
         skips: SkipList,
+        begun: int = 0,
     ) -> None:
+        """`begun`: a number of the run, the same on all ranks, that no other of its name has."""
         self._skips, self._world = skips, world
         self._hot: HotVolume | None = None
         self._fetcher = inputs.reader.fetcher
@@ -40,7 +42,7 @@ class Feed:
             self._hot = HotVolume(
                 inputs.reader.storage,
                 Path(config.data.hot) / config.name,
-                name=f"attempt-{attempt:05d}-{next(_numbers)}",
+                name=f"{begun:x}-attempt-{attempt:05d}-{next(_numbers)}",
                 rank=world.rank,
                 world=world.size,
                 hot_bytes=config.data.hot_bytes,
@@ -59,7 +61,8 @@ class Feed:
             on_skip=skips,
             hot=self._hot,
         )
-        skips.clips_read = lambda: self.loader.gauges.clips
+        before = skips.clips_read()  # by the loaders of earlier stages
+        skips.clips_read = lambda: before + self.loader.gauges.clips
         kinds = stage.order.kinds()
         self._seen = sorted({name(each) for each in kinds for name in (collection_of, kind_of)})
 

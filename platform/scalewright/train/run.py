@@ -167,6 +167,12 @@ class RunConfig:
             )
         check_stages(self.stages, self.steps)
         for settings in self.settings():  # of every stage, so that what cannot be is found at once
+            if settings.data.trim_frames and settings.model.patch[0] > 1:
+                raise ConfigError(
+                    f"data.trim_frames = {settings.data.trim_frames} with patches of "
+                    f"{settings.model.patch[0]} latent frames (model.patch); single frames can be "
+                    "cut only where patches are one frame long"
+                )
             if settings.flow.image_to_video > 0 and settings.model.patch[0] > 1:
                 raise ConfigError(
                     f"flow.image_to_video = {settings.flow.image_to_video} with patches of "

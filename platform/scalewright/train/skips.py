@@ -39,7 +39,7 @@ class SkipList:
             self._append(line)
             self.count += 1
             read = self.clips_read()
-            if self.count > max(ALWAYS_ALLOWED, self._share * read):
+            if self.count > max(ALWAYS_ALLOWED if self._share else 0, self._share * read):
                 raise DataError(
                     f"{self.count} of {read + self.count} clips could not be read, more than "
                     f"data.max_skip_share = {self._share:g} allows; {self._path} lists them. The "

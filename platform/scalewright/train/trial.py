@@ -85,9 +85,12 @@ def run_trial(base: RunConfig, trial: Trial, data: Path) -> dict[str, Any]:
     begin_s = time.perf_counter()
     share = base.optimizer.warmup_steps / base.steps
     inputs = open_inputs(trial_config(base, trial, 1_000_000, share), data)
-    steps, flops = steps_for_budget(inputs, trial.budget_flops)
-    config = trial_config(base, trial, steps, share)
-    outcome = _train(config, inputs)
+    try:
+        steps, flops = steps_for_budget(inputs, trial.budget_flops)
+        config = trial_config(base, trial, steps, share)
+        outcome = _train(config, inputs)
+    finally:
+        inputs.reader.close()
     tokens = sum(inputs.work.visual_tokens(step) for step in range(steps))
     return {
         "schema_version": 1,

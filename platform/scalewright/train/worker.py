@@ -164,6 +164,7 @@ class _Worker:
             start_step=start,
             attempt=self.place.attempt,
             skips=self.skips,
+            begun=(self.place.folder / SNAPSHOT).stat().st_mtime_ns,
         )
         self.ahead = Ahead(partial(noised_packs, self.config, self.inputs), self.world.device)
         with self.ahead, self.feed as loader:
