@@ -1,6 +1,7 @@
 """Snapshots: what goes in comes out of the file, mapped, and a run keeps the one it began with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from scalewright.data.catalogue import Catalogue, NewClip
 from scalewright.data.clips import COLUMNS, Clips
 from scalewright.data.pinning import pinned_snapshot
 from scalewright.data.query import ClipQuery
+from scalewright.data.reading import ClipReader
 from scalewright.data.sample import DataInfo, Entry
 from scalewright.data.snapshot import Snapshot, open_snapshot, snapshot_of, write_snapshot
+from scalewright.data.storage import Folder
 from scalewright.errors import DataError
 
 INFO = DataInfo("haar", 32, "bytes", 64)
@@ -132,3 +135,28 @@ def test_a_file_in_several_pieces_is_refused(tmp_path: Path) -> None:
         writer.write_table(table, max_chunksize=5)
     with pytest.raises(DataError, match=r"other\.arrow: .* is in 3 pieces"):
         open_snapshot(tmp_path / "other.arrow")
+
+
+def test_a_flipped_bit_is_found_when_a_run_is_pinned_to_it(tmp_path: Path) -> None:
+    data = write_data_folder(tmp_path / "data", clips=12)
+    snapshot = Catalogue.open(data).snapshot()
+    width = snapshot.clips.width.copy()
+    width[3] ^= 1
+    wrong = replace(snapshot, clips=replace(snapshot.clips, width=width))
+    write_snapshot(wrong, data / "snapshot.arrow")
+    with pytest.raises(DataError, match=r"snapshot\.arrow: its clips have the digest"):
+        pinned_snapshot(str(data), None, tmp_path / "run" / "snapshot.arrow")
+    assert not (tmp_path / "run" / "snapshot.arrow").exists()
+
+
+def test_a_flipped_bit_in_the_empty_prompt_is_found(tmp_path: Path) -> None:
+    data = write_data_folder(tmp_path / "data", clips=12)
+    reader = ClipReader(Folder(data))
+    assert reader.null_text().ndim == 2
+    path = data / "null_text.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"null_text\.safetensors: .*its checksum is another"):
+        reader.null_text()
+    reader.close()

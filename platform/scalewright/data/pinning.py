@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scalewright.data.catalogue import Catalogue
 from scalewright.data.fetching import read_whole
-from scalewright.data.snapshot import FILE_NAME, Snapshot, open_snapshot, write_snapshot
+from scalewright.data.snapshot import FILE_NAME, Snapshot, open_snapshot, verify, write_snapshot
 from scalewright.data.storage import MissingError, Storage, open_storage
 from scalewright.errors import DataError
 
@@ -36,7 +36,7 @@ def _newest(folder: Path, url: str | None) -> Snapshot:
     if url is None and beside.exists():
         found = open_snapshot(beside)
         if found.revision == catalogue.revision():
-            return found
+            return verify(found, str(beside))
     return catalogue.snapshot()
 
 
@@ -53,9 +53,14 @@ def _from_store(storage: Storage, pinned: Path | None) -> Snapshot:
         with tempfile.NamedTemporaryFile() as file:  # mapped, it lives on without its name
             file.write(data)
             file.flush()
-            return open_snapshot(Path(file.name))
+            return verify(open_snapshot(Path(file.name)), FILE_NAME)
     pinned.parent.mkdir(parents=True, exist_ok=True)
     part = pinned.with_name(f"{pinned.name}.part")
     part.write_bytes(data)
+    try:
+        verify(open_snapshot(part), FILE_NAME)
+    except DataError:
+        part.unlink()
+        raise
     part.replace(pinned)
     return open_snapshot(pinned)

@@ -1,10 +1,12 @@
 """The clips of a data folder, wherever it lies: the reader that a run opens once."""
 
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
 import safetensors.torch
+from crc32c import crc32c
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -54,11 +56,19 @@ class ClipReader:
         return [found[place] for place in range(len(entries))]
 
     def null_text(self) -> Tensor:
-        """The embedding of the empty prompt, (S, D) float32."""
-        data = read_whole(self.storage, NULL_TEXT_FILE)
+        """The embedding of the empty prompt, (S, D) float32.
+
+        Checked, where the file says its checksum; those of earlier versions do not.
+        """
+        data = bytes(read_whole(self.storage, NULL_TEXT_FILE))
         try:
-            return safetensors.torch.load(bytes(data))["text"].float()
-        except (SafetensorError, KeyError) as error:
+            text = safetensors.torch.load(data)["text"]
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            told = header.get("__metadata__", {}).get("crc32c")
+            if told is not None and int(told) != crc32c(text.numpy()):
+                raise ValueError("its checksum is another")
+            return text.float()
+        except (SafetensorError, KeyError, ValueError) as error:
             raise DataError(
                 f"{NULL_TEXT_FILE}: not an embedding of a prompt ({error}); {WAY_OUT}"
             ) from None

@@ -130,7 +130,9 @@ def write_null_text(folder: Path, text: Tensor) -> None:
     part = path.with_name(path.name + ".part")
     folder.mkdir(parents=True, exist_ok=True)
     with part.open("wb") as file:
-        file.write(safetensors.torch.save({"text": _half("null text", "text", text, 2)}))
+        half = _half("null text", "text", text, 2)
+        checksum = {"crc32c": str(crc32c(half.numpy()))}
+        file.write(safetensors.torch.save({"text": half}, metadata=checksum))
         _sync(file)
     os.replace(part, path)
 

@@ -62,6 +62,17 @@ def snapshot_of(
     return Snapshot(info, revision, clips, validation, state.hexdigest()[:16])
 
 
+def verify(snapshot: Snapshot, where: str) -> Snapshot:
+    """The same; `DataError` where its columns are not those that its digest was made of."""
+    made = snapshot_of(snapshot.info, snapshot.revision, snapshot.clips, snapshot.validation)
+    if made.digest != snapshot.digest:
+        raise DataError(
+            f"{where}: its clips have the digest {made.digest}, not {snapshot.digest} as it says: "
+            "the file changed after it was written; copy it again, or run jobs/prepare.py again"
+        )
+    return snapshot
+
+
 def write_snapshot(snapshot: Snapshot, path: Path) -> None:
     """Write the file in one piece: there is the old one, or the new one, never a part."""
     import pyarrow as pa
