@@ -60,9 +60,10 @@ def test_kills_at_any_moment_cost_only_time(driver: Driver) -> None:
 
 
 def test_a_run_that_goes_on_at_another_step_is_found_out(driver: Driver) -> None:
-    driver.drill = replace(driver.drill, hot=None)
-    assert not driver.attempt(2, lambda _, taken: taken >= 6)
+    driver.drill = replace(driver.drill, hot=None, steps=6)
+    assert driver.attempt(2, lambda *_: False)
     saved = driver.drill.saved
+    driver.drill = replace(driver.drill, steps=30)
     (driver.drill.folder / STATE).write_text(json.dumps(saved | {"step": saved["step"] + 2}))
     assert driver.attempt(2, lambda *_: False)
     found = verdict(driver.drill)

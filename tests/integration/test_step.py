@@ -269,7 +269,7 @@ def test_stages_train_alike_on_one_and_two_ranks(data_folder: Path, tmp_path: Pa
 
 def test_a_stage_without_clips_is_named(data_folder: Path) -> None:
     config = small("stages=[{clips = {min_latent_area = 10000}}]")
-    with pytest.raises(DataError, match="no train clip for the stage from step 0, which asks for"):
+    with pytest.raises(DataError, match="no training clip for the stage from step 0"):
         open_inputs(config, data_folder)
 
 

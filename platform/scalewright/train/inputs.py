@@ -128,9 +128,9 @@ def assumed_work(config: RunConfig) -> Work:
 
 
 def _stage(config: RunConfig, settings: Settings, snapshot: Snapshot, where: str) -> Stage:
+    rows = _rows(snapshot, settings, where, validation=False)
     held_out = _rows(snapshot, settings, where, validation=True)
     chosen = pick_validation(snapshot.clips, held_out, config.log.validation_clips)
-    rows = _rows(snapshot, settings, where, validation=False)
     return _planned(config, settings, snapshot.clips, rows, chosen)
 
 
