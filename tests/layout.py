@@ -23,14 +23,13 @@ HELP_S = 0.3
 SOURCES = ("platform", "planner", "jobs", "tests", "benchmarks")
 
 # What each part of the platform may import of it, besides itself. The base knows nothing above it.
-BASE = {"errors", "config", "events", "progress", "mlflow_store", "track", "command", "heartbeat"}
+BASE = {"errors", "config", "events", "progress", "mlflow_store", "track", "command"}
 BELOW: dict[str, set[str]] = dict.fromkeys(BASE, BASE)
-BELOW["health"] = BASE
 BELOW["model"] = BASE
 BELOW["data"] = BASE | {"model"}
 BELOW["objective"] = BELOW["data"] | {"data"}
 BELOW["prepare"] = BELOW["data"] | {"data"}
-BELOW["train"] = BELOW["objective"] | {"objective", "health"}
+BELOW["train"] = BELOW["objective"] | {"objective"}
 BELOW["recipes"] = BELOW["train"] | {"train"}
 BELOW["cluster"] = BELOW["train"] | {"train"}
 JOBS = set(BELOW) | {"__version__"}
