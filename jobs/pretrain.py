@@ -18,7 +18,10 @@ import click
 
 from scalewright import __version__, command
 from scalewright.cluster import launch
-from scalewright.cluster.supervise import RunFolders, finished, only_driver, supervise
+from scalewright.cluster.ledger import FILE_NAME as LEDGER
+from scalewright.cluster.ledger import Ledger
+from scalewright.cluster.run_folder import finished, only_driver
+from scalewright.cluster.supervise import RunFolders, supervise
 from scalewright.config import assign, digest, merge, read_toml, to_dict, to_toml
 from scalewright.data.codec import codec_for
 from scalewright.data.storage import place_of
@@ -27,7 +30,6 @@ from scalewright.events import Event, Metrics, Notice
 from scalewright.prepare.embedded import ensure_shapes
 from scalewright.recipes import SHAPES, recipe
 from scalewright.track import Forwarder, absolute_uri
-from scalewright.train.checkpoint import committed
 from scalewright.train.estimate import check_memory, estimate
 from scalewright.train.inputs import (
     Inputs,
@@ -37,8 +39,9 @@ from scalewright.train.inputs import (
     identity,
     open_inputs,
 )
+from scalewright.train.manifest import CHECKPOINTS, committed
+from scalewright.train.place import SNAPSHOT, write_json
 from scalewright.train.run import RunConfig
-from scalewright.train.worker import CHECKPOINTS, SNAPSHOT, write_json
 
 EPILOG = """\b
 Examples:
@@ -71,6 +74,11 @@ Examples:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="inception-2015-12-05.pt of StyleGAN2-ADA, to measure sample videos by FID.",
 )
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    help="What is known of the machines, for all runs on them [HOME/ledger.db].",
+)
 @click.option("--worker-logs", is_flag=True, help="Show what the workers print.")
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it costs; no start.")
 @click.option("--json", "as_json", is_flag=True, help="Print the dry run as one JSON object.")
@@ -83,6 +91,7 @@ def main(
     tracking_uri: str | None,
     codec_weights: Path | None,
     inception_weights: Path | None,
+    ledger: Path | None,
     worker_logs: bool,
     dry_run: bool,
     as_json: bool,
@@ -123,7 +132,8 @@ def main(
         summary = finished(config, folders.run)
         if summary is None:
             tracking = absolute_uri(tracking_uri, home)
-            summary = train(config, provenance, folders, inputs, tracking, worker_logs)
+            records = Ledger(ledger or home / LEDGER)
+            summary = train(config, provenance, folders, inputs, tracking, records, worker_logs)
         else:
             click.echo("all steps are done already", err=True)
     click.echo(json.dumps(summary))
@@ -150,6 +160,7 @@ def train(
     folders: RunFolders,
     inputs: Inputs,
     tracking_uri: str,
+    ledger: Ledger,
     worker_logs: bool,
 ) -> dict[str, Any]:
     """Train under Ray, tracked; returns the summary and tells where to look."""
@@ -168,8 +179,9 @@ def train(
         artifacts=artifacts,
         on_events=lambda events: narrate(events, config.steps),
     ) as tracking:
-        launch.connect(num_cpus=local_cpus(config), worker_logs=worker_logs)
-        summary = supervise(config, folders)
+        summary = supervise(
+            config, folders, ledger, cpus=local_cpus(config), worker_logs=worker_logs
+        )
     click.echo(f"run: {folders.run}\nMLflow: {tracking.run_url_hint}", err=True)
     return summary
 
@@ -272,7 +284,8 @@ def narrate(events: Sequence[Event], steps: int) -> None:
             click.echo(metrics_line(event, steps), err=True)
         elif isinstance(event, Notice):
             fields = ", ".join(f"{key} {value}" for key, value in event.fields.items())
-            click.echo(f"attempt {event.attempt}: {event.kind} ({fields})", err=True)
+            told = f"{event.kind} ({fields})" if fields else event.kind
+            click.echo(f"attempt {event.attempt}: {told}", err=True)
 
 
 def metrics_line(event: Metrics, steps: int) -> str:

@@ -26,10 +26,11 @@ from scalewright.errors import ScalewrightError
 from scalewright.model.mup import meta_model
 from scalewright.prepare.shapes import render_shapes
 from scalewright.recipes import demo
-from scalewright.train.checkpoint import load_weights, newest_verified
+from scalewright.train.checkpoint import load_weights
 from scalewright.train.inputs import open_inputs
 from scalewright.train.judge import Judgement, judge
-from scalewright.train.worker import CHECKPOINTS, SNAPSHOT
+from scalewright.train.manifest import CHECKPOINTS, newest_verified
+from scalewright.train.place import SNAPSHOT
 
 NAME = "quickstart"
 PATIENCE_S = 60

@@ -23,7 +23,6 @@ from scalewright.data.text import text_encoder_for
 from scalewright.errors import CheckpointError, ConfigError
 from scalewright.objective.sampler import Prompt, SamplerConfig
 from scalewright.objective.solvers import SolverName
-from scalewright.train.checkpoint import MANIFEST, Manifest, newest_verified, verify
 from scalewright.train.generate import (
     DeviceType,
     Request,
@@ -33,9 +32,10 @@ from scalewright.train.generate import (
     launched_ranks,
 )
 from scalewright.train.geometry import Geometry, fitted, read_frame
+from scalewright.train.manifest import CHECKPOINTS, MANIFEST, Manifest, newest_verified, verify
+from scalewright.train.place import NULL_TEXT
 from scalewright.train.run import RunConfig
 from scalewright.train.samples import write_frames
-from scalewright.train.worker import CHECKPOINTS, NULL_TEXT
 
 EPILOG = """\b
 Examples:

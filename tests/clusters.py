@@ -1,16 +1,18 @@
 """Ray clusters of their own: ports, folder, token; ended by the processes that were started."""
 
+import atexit
 import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,25 @@ class Head:
     gcs: str
     folder: Path
     environment: dict[str, str]
+    leader: subprocess.Popen[str]
+
+    @contextlib.contextmanager
+    def without_gcs(self) -> Iterator[None]:
+        """Kill Ray's global control service, and start it again afterwards where it was."""
+        # It ends its node when a part of that dies, as a container would; a machine would not.
+        self.leader.send_signal(signal.SIGSTOP)
+        (service,) = (
+            each
+            for each in psutil.Process(self.leader.pid).children(recursive=True)
+            if "/gcs_server " in f"{_command(each)} "
+        )
+        command, environment = service.cmdline(), service.environ()
+        service.kill()
+        yield
+        again = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        atexit.register(again.kill)
 
     def submit(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -42,10 +63,71 @@ class Head:
             timeout=120,
         )
 
+    def pretrain(
+        self, home: Path, *arguments: str, timeout_s: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `jobs/pretrain.py` on the cluster to its end, with runs kept in `home`."""
+        return subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *arguments],
+            cwd=home,
+            env=self.environment | {"RAY_ADDRESS": self.gcs, "SCALEWRIGHT_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A raylet beside the head, and the processes that it started."""
+
+    machine: str
+    leader: subprocess.Popen[str]
+
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """Of the node, those whose command line holds `name`."""
+        family = psutil.Process(self.leader.pid).children(recursive=True)
+        return [each for each in family if name in _command(each)]
+
+    @property
+    def alive(self) -> bool:
+        return self.leader.poll() is None
+
+    @property
+    def node_id(self) -> str:
+        """As Ray calls it."""
+        (told,) = (word for word in self.raylet.cmdline() if word.startswith("--node_id="))
+        return told.partition("=")[2]
+
+    @property
+    def raylet(self) -> psutil.Process:
+        (found,) = self.processes("/raylet ")
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        return self.processes("RayTrainWorker")
+
+    def freeze(self) -> None:
+        """Stop all of the node, as if the machine hung or its network were cut."""
+        for process in (self.raylet, *self.raylet.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def end(self) -> None:
+        """Power off."""
+        for process in (*psutil.Process(self.leader.pid).children(recursive=True), self.leader):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
 
 @contextlib.contextmanager
-def ray_head(num_cpus: int) -> Iterator[Head]:
-    """A head with so many CPUs; all that it started is gone afterwards."""
+def ray_head(
+    num_cpus: int, settings: Mapping[str, str] | None = None, machine: str = "head"
+) -> Iterator[Head]:
+    """A head with so many CPUs; all that it started is gone afterwards.
+
+    `settings` are environment variables of its nodes and of what joins.
+    """
     # Ray puts sockets into its folder, and their paths are limited to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="sw-", dir="/tmp"))
     ports = dict(
@@ -64,6 +146,8 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_AUTH_MODE": "token",  # a head listens on every interface of the machine
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "SCALEWRIGHT_MACHINE": machine,
+        **(settings or {}),
     }
     options = [f"{name}={port}" for name, port in ports.items()]
     leader = _start(
@@ -72,22 +156,36 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
     try:
         address = f"http://127.0.0.1:{ports['--dashboard-port']}"
         wait_for(lambda: _answers(f"{address}/api/version"), leader, limit_s=60)
-        yield Head(address, f"127.0.0.1:{ports['--port']}", folder, environment)
+        yield Head(address, f"127.0.0.1:{ports['--port']}", folder, environment, leader)
     finally:
+        leader.send_signal(signal.SIGCONT)
         _end(leader)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def ray_node(head: Head, num_cpus: int) -> Iterator[None]:
-    """Another raylet that has joined the head."""
+def ray_node(
+    head: Head,
+    num_cpus: int,
+    machine: str = "node",
+    nodes: int | None = 2,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[RayNode]:
+    """Another raylet that has joined the head, which has so many `nodes` then.
+
+    Without that number nobody waits until it has joined. `settings` are environment variables.
+    """
     names = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port",
              "--metrics-export-port", "--node-manager-port", "--object-manager-port")  # fmt: skip
     options = [f"{n}={port}" for n, port in zip(names, free_ports(len(names)), strict=True)]
-    node = _start([f"--address={head.gcs}", f"--num-cpus={num_cpus}", *options], head.environment)
+    node = _start(
+        [f"--address={head.gcs}", f"--num-cpus={num_cpus}", *options],
+        head.environment | {"SCALEWRIGHT_MACHINE": machine, **(settings or {})},
+    )
     try:
-        wait_for(lambda: _nodes(head) == 2, node, limit_s=60)
-        yield
+        if nodes is not None:
+            wait_for(lambda: _nodes(head) == nodes, node, limit_s=120)
+        yield RayNode(machine, node)
     finally:
         _end(node)
 
@@ -119,10 +217,11 @@ def _nodes(head: Head) -> int:
         env=head.environment | {"RAY_ADDRESS": head.gcs},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
-    lines = done.stdout.split()
-    return int(lines[-1]) if done.returncode == 0 and lines else 0
+    # On a busy machine Ray prints there, too.
+    counts = [line for line in done.stdout.splitlines() if line.isdigit()]
+    return int(counts[-1]) if done.returncode == 0 and counts else 0
 
 
 def _answers(url: str) -> bool:
@@ -135,9 +234,18 @@ def _answers(url: str) -> bool:
     return True
 
 
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _end(leader: subprocess.Popen[str]) -> None:
     """End one Ray head or node and all that it started: `ray stop` would end every Ray."""
-    family = psutil.Process(leader.pid).children(recursive=True)
+    family = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(leader.pid).children(recursive=True)
     leader.terminate()  # alone: it ends its children in order
     with contextlib.suppress(subprocess.TimeoutExpired):
         leader.wait(timeout=30)

@@ -30,7 +30,8 @@ class Faults:
     """Damages reads of keys that contain `match`, each range at most `times` times (0: always).
 
     `share`: of the requests that would be damaged so many are, `for_s` seconds from the first on.
-    `stall_s`: how long a stalled answer hangs, or one that drips takes.
+    `stall_s`: how long a stalled answer hangs, or one that drips takes. `methods`: what is damaged;
+    a request that is answered by an error does not reach the server.
     """
 
     mode: Mode | None = None
@@ -39,6 +40,7 @@ class Faults:
     stall_s: float = 3.0
     share: float = 1.0
     for_s: float = math.inf
+    methods: tuple[str, ...] = ("GET",)
     damaged: Counter[str] = field(default_factory=Counter)
     _first_s: float | None = None
     _draws: Random = field(default_factory=lambda: Random(0))
@@ -72,7 +74,7 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
         def _pass_on(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             sent = self.rfile.read(length)
-            damage = self.command == "GET" and faults.hits(
+            damage = self.command in faults.methods and faults.hits(
                 f"{urlsplit(self.path).path} {self.headers.get('Range')}"
             )
             if damage and (error := _ERRORS.get(str(faults.mode))):

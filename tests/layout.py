@@ -23,13 +23,14 @@ HELP_S = 0.3
 SOURCES = ("platform", "planner", "jobs", "tests", "benchmarks")
 
 # What each part of the platform may import of it, besides itself. The base knows nothing above it.
-BASE = {"errors", "config", "events", "progress", "mlflow_store", "track", "command"}
+BASE = {"errors", "config", "events", "progress", "mlflow_store", "track", "command", "heartbeat"}
 BELOW: dict[str, set[str]] = dict.fromkeys(BASE, BASE)
+BELOW["health"] = BASE
 BELOW["model"] = BASE
 BELOW["data"] = BASE | {"model"}
 BELOW["objective"] = BELOW["data"] | {"data"}
 BELOW["prepare"] = BELOW["data"] | {"data"}
-BELOW["train"] = BELOW["objective"] | {"objective"}
+BELOW["train"] = BELOW["objective"] | {"objective", "health"}
 BELOW["recipes"] = BELOW["train"] | {"train"}
 BELOW["cluster"] = BELOW["train"] | {"train"}
 JOBS = set(BELOW) | {"__version__"}
@@ -49,7 +50,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "boto3": ("platform/scalewright/data/storage.py", *MEASURED),
     "botocore": ("platform/scalewright/data/storage.py", *MEASURED),
     "sqlalchemy": ("platform/scalewright/data/catalogue.py", *MEASURED),
-    "planner": ("planner/", "jobs/", "platform/scalewright/cluster/launch.py", *MEASURED),
+    "pynvml": ("platform/scalewright/health/gpus.py", *MEASURED),  # a driver may hang its caller
+    "planner": ("planner/", "jobs/", "platform/scalewright/cluster/packages.py", *MEASURED),
     "torchvision": (),  # mup asks for it; its CUDA build cannot be imported beside a CPU torch
     "mup.coord_check": (),  # imports seaborn
     "jobs": (),

@@ -12,8 +12,9 @@ import torch.multiprocessing as mp
 from scalewright.config import assign
 from scalewright.events import EVENTS_FILE, Metrics, Notice, read_events
 from scalewright.recipes import demo
+from scalewright.train.place import RunPlace
 from scalewright.train.run import RunConfig
-from scalewright.train.worker import RunPlace, train
+from scalewright.train.worker import train
 
 CPU = torch.device("cpu")
 

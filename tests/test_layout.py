@@ -56,6 +56,7 @@ IMPORTS = [
     ("owners", "jobs/sweep.py", "import ray"),
     ("owners", STEP, "def f(): from ray import train"),
     ("owners", STEP, "import mlflow"),
+    ("owners", STEP, "def f(): import pynvml"),
     ("owners", STEP, "import planner.fitting.laws"),
     ("owners", "planner/planning/plan.py", "import torch.nn"),
     ("owners", "planner/planning/plan.py", "def f(): import ray"),

@@ -12,10 +12,12 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from scalewright.errors import FencedError, ScalewrightError
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +78,20 @@ class EventLog:
 
     A full or failing disk does not stop the caller: the lines lost are counted, told once as a
     warning, and noted in the log as a `lines_lost` event when it can be written again.
+
+    `fence` is asked before each line, such as `Fence.check`: once it raises `FencedError`, another
+    attempt writes this log, and the lines of this one are dropped, which is told once.
     """
 
-    def __init__(self, path: Path, attempt: int) -> None:
+    def __init__(self, path: Path, attempt: int, fence: Callable[[], None] | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._attempt = attempt
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         self._torn = _ends_inside_a_line(self._file)  # a predecessor died while writing
         self._lost = 0
+        self._fence = fence
+        self._fenced = False
         self._lock = threading.Lock()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -127,6 +134,8 @@ class EventLog:
     def _append(self, kind: str, fields: Mapping[str, Any]) -> None:
         line = self._line(kind, fields)
         with self._lock:
+            if self._fenced or self._is_fenced():
+                return
             if self._lost:
                 line = self._line("lines_lost", {"count": self._lost}) + line
             if self._torn:
@@ -141,6 +150,18 @@ class EventLog:
                 self._lose("the disk took only a part of a line")
             else:
                 self._torn, self._lost = False, 0
+
+    def _is_fenced(self) -> bool:
+        """Only a fence that says so counts: one that cannot be read must not cost lines."""
+        try:
+            if self._fence is not None:
+                self._fence()
+        except FencedError as error:
+            self._fenced = True
+            logger.warning("%s: no more events are written: %s", self._path, error)
+        except (OSError, ScalewrightError) as error:
+            logger.warning("%s: whether this attempt is fenced is unknown: %s", self._path, error)
+        return self._fenced
 
     def _line(self, kind: str, fields: Mapping[str, Any]) -> bytes:
         head = {"time_s": time.time(), "attempt": self._attempt, "kind": kind}

@@ -9,8 +9,9 @@ from scalewright.errors import ConfigError
 from scalewright.model.shape import ModelConfig
 from scalewright.objective.flow import FlowConfig
 from scalewright.train.optimizer import OptimizerConfig
-from scalewright.train.run import CheckpointConfig, LogConfig, ParallelConfig, RunConfig
+from scalewright.train.run import LogConfig, ParallelConfig, RunConfig
 from scalewright.train.stages import StageConfig
+from scalewright.train.vault import CheckpointConfig
 
 # Where the embedded clips (rendered moving shapes) are prepared; made when a run asks for them.
 SHAPES = "data/shapes"

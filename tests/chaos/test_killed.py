@@ -14,7 +14,8 @@ from ranks import CPU, small, train_on
 
 from scalewright.events import EVENTS_FILE, Notice, read_events
 from scalewright.model.mup import meta_model
-from scalewright.train.checkpoint import committed, load_weights
+from scalewright.train.checkpoint import load_weights
+from scalewright.train.manifest import committed
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from folders import data_with_broken
 from ranks import small, train_on
 
-from scalewright.train.checkpoint import committed
 from scalewright.train.consumed import read_consumed
 from scalewright.train.inputs import open_inputs
-from scalewright.train.worker import CHECKPOINTS, SNAPSHOT
+from scalewright.train.manifest import CHECKPOINTS, committed
+from scalewright.train.place import SNAPSHOT
 
 
 def test_every_step_is_told_as_it_was_planned_over_a_resume(tmp_path: Path) -> None:

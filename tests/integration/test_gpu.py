@@ -14,11 +14,12 @@ from scalewright.model.attention import Segments, attention_for, segment_attenti
 from scalewright.model.statistics import Watch
 from scalewright.objective.flow import NoisedPack, training_pack
 from scalewright.train.ahead import Ahead
-from scalewright.train.checkpoint import newest_verified
+from scalewright.train.manifest import CHECKPOINTS, newest_verified
 from scalewright.train.parallel import current_world
+from scalewright.train.place import RunPlace
 from scalewright.train.step import Counts, train_step
 from scalewright.train.training import begin_training
-from scalewright.train.worker import CHECKPOINTS, RunPlace, train
+from scalewright.train.worker import train
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,10 +10,9 @@ from folders import write_data_folder
 from ranks import notices, small, train_on
 
 from scalewright.errors import DivergedError
-from scalewright.train.checkpoint import committed
 from scalewright.train.inputs import open_inputs
+from scalewright.train.manifest import CHECKPOINTS, committed
 from scalewright.train.run import RunConfig
-from scalewright.train.worker import CHECKPOINTS
 
 GUARDED = (
     "guard.after_steps=4", "guard.window_steps=8", "guard.sigmas=12", "guard.margin_steps=1",

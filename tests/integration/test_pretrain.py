@@ -10,7 +10,7 @@ import ray
 from commands import ROOT, SMALL, last_json, run
 from mlflow.tracking import MlflowClient
 
-from scalewright.train.checkpoint import newest_verified
+from scalewright.train.manifest import newest_verified
 
 
 def test_dry_run_tells_what_it_would_cost_and_starts_nothing(

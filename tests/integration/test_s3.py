@@ -30,8 +30,9 @@ from scalewright.data.storage import (
     open_storage,
 )
 from scalewright.model.shape import ModelConfig
+from scalewright.train.place import RunPlace
 from scalewright.train.weigh import weigh_in
-from scalewright.train.worker import RunPlace, train
+from scalewright.train.worker import train
 
 BUCKET = "clips"
 

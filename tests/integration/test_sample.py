@@ -19,13 +19,14 @@ from scalewright.data.sample import Sample
 from scalewright.errors import ConfigError
 from scalewright.model.mup import param_rules
 from scalewright.objective.sampler import Prompt, SamplerConfig
-from scalewright.train.checkpoint import newest_verified
 from scalewright.train.generate import Request, check_request, generate
+from scalewright.train.manifest import CHECKPOINTS, newest_verified
 from scalewright.train.parallel import autocast, build_model, current_world
+from scalewright.train.place import RunPlace
 from scalewright.train.quality import SlicedWasserstein
 from scalewright.train.samples import sample_set
 from scalewright.train.validate import plan_validation
-from scalewright.train.worker import CHECKPOINTS, RunPlace, train
+from scalewright.train.worker import train
 
 CONFIG = small(
     "model.head_dim=16", "model.rope_axes=[4, 6, 6]", "model.mup_base_width=16", "steps=2",

@@ -17,14 +17,14 @@ from scalewright.events import EVENTS_FILE, Metrics, read_events
 from scalewright.model.mup import meta_model
 from scalewright.model.statistics import Watch, noise_bins
 from scalewright.objective.flow import FlowConfig, training_pack
-from scalewright.train.checkpoint import committed, load_weights, train_state
+from scalewright.train.checkpoint import load_weights, train_state
 from scalewright.train.inputs import open_inputs
+from scalewright.train.manifest import CHECKPOINTS, committed
 from scalewright.train.parallel import current_world, local
 from scalewright.train.run import RunConfig
 from scalewright.train.statistics import activity_of
 from scalewright.train.step import Counts, train_step
 from scalewright.train.training import begin_training
-from scalewright.train.worker import CHECKPOINTS
 
 TOLD = ("activation/", "attention/", "parameters/")
 

@@ -13,6 +13,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # Appended to a module of the submitted tree: every process that imports it leaves its path.
 WITNESS = """
+import os
+
 with open(os.path.join(os.environ["SCALEWRIGHT_HOME"], "imported"), "a") as witness:
     witness.write(f"{os.getpid()} {__file__}\\n")
 """

@@ -25,8 +25,9 @@ from scalewright.data.settings import DataConfig
 from scalewright.data.snapshot import write_snapshot
 from scalewright.data.storage import AccessError, Storage, StoreError, open_storage
 from scalewright.model.shape import ModelConfig
+from scalewright.train.place import RunPlace
 from scalewright.train.weigh import weigh_in
-from scalewright.train.worker import RunPlace, train
+from scalewright.train.worker import train
 
 PLACE = "s3://clips/some/where"
 STEPS = 12

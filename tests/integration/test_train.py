@@ -15,9 +15,10 @@ from scalewright.errors import ConfigError, DivergedError
 from scalewright.events import EVENTS_FILE, Metrics, read_events
 from scalewright.model.mup import meta_model, param_rules
 from scalewright.model.packed import PackItem, pack
-from scalewright.train.checkpoint import committed, load_weights, newest_verified
+from scalewright.train.checkpoint import load_weights
+from scalewright.train.manifest import CHECKPOINTS, committed, newest_verified
 from scalewright.train.parallel import build_model, current_world
-from scalewright.train.worker import CHECKPOINTS, SUMMARY
+from scalewright.train.place import SUMMARY
 
 Run = Callable[[int], Path]
 
@@ -116,7 +117,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert difference(last_weights(whole), last_weights(tmp_path)) == 0
     assert newest_verified(tmp_path / CHECKPOINTS)[0] == newest  # type: ignore[index]
     # The damaged ones are out of the way: they neither count as kept nor come back.
-    names = sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir())
+    names = sorted(path.name for path in (tmp_path / CHECKPOINTS).glob("step-*"))
     assert names == [
         "step-00000004", "step-00000008", "step-00000008.damaged-2",
         "step-00000012", "step-00000012.damaged-2",

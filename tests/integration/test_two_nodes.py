@@ -1,12 +1,10 @@
 """Two nodes: weights sharded within each and replicated over both, under Ray Train."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from clusters import ray_head, ray_node
-from commands import ROOT, SMALL
+from commands import SMALL
 from ranks import small, train_on
 
 from scalewright.events import EVENTS_FILE, Metrics, read_events
@@ -24,16 +22,10 @@ def test_two_by_two_over_two_raylets_is_one_worker(data_folder: Path, tmp_path: 
     home = tmp_path / "home"
     home.mkdir()
     with ray_head(num_cpus=2) as head, ray_node(head, num_cpus=2):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *SMALL, "name=hybrid",
-             "log.sample_clips=0", f"data.path={data_folder}", "parallel.workers=4",
-             "parallel.min_workers=4", "parallel.shard_size=2",
-             "parallel.environment=['SCALEWRIGHT_SEEN=yes']"],
-            cwd=home,
-            env=head.environment | {"RAY_ADDRESS": head.gcs, "SCALEWRIGHT_HOME": str(home)},
-            capture_output=True,
-            text=True,
-            timeout=240,
+        done = head.pretrain(
+            home, *SMALL, "name=hybrid", "log.sample_clips=0", f"data.path={data_folder}",
+            "parallel.workers=4", "parallel.min_workers=4", "parallel.shard_size=2",
+            "parallel.environment=['SCALEWRIGHT_SEEN=yes']",
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     run = home / "runs" / "hybrid"

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from scalewright.cluster.packages import packages
 from scalewright.command import heed_sigterm
 from scalewright.errors import ScalewrightError
 
@@ -15,6 +16,8 @@ _TRAIN_SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+    # The monitor sees drained nodes itself.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # The platform reports through its own event log.
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Ray is about to stop hiding GPUs from workers that ask for none; take the new behaviour now.
@@ -22,34 +25,36 @@ _TRAIN_SETTINGS = {
 }
 
 
-def connect(*, num_cpus: int | None = None, worker_logs: bool = False) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine, on loopback only.
+def connect(
+    address: str | None = None, *, num_cpus: int | None = None, worker_logs: bool = False
+) -> None:
+    """Join the cluster at `address`, or start one on this machine, on loopback only.
 
-    `num_cpus` sizes a cluster started here; left out, Ray counts the cores. A submitted job has
-    RAY_ADDRESS set. The packages of this tree go along, so that workers run what was submitted,
-    not an older install; what the job's own runtime environment already says is left alone.
+    Left out, the address is RAY_ADDRESS, and without that a cluster is started; `num_cpus` sizes
+    it, left out, Ray counts the cores. The packages of this tree go along, so that workers run
+    what was submitted, not an older install; what the job's own runtime environment already says
+    is left alone, and where SCALEWRIGHT_SHIP_CODE is 0 every node has the same code already.
     `worker_logs` shows what workers print; Ray keeps it in its session folder in any case.
     """
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {
-        "runtime_env": _missing_fields({"py_modules": _packages()}),
-        "log_to_driver": worker_logs,
-        "logging_level": "error",
-    }
-    if starts_cluster():
+    options: dict[str, Any] = {"log_to_driver": worker_logs, "logging_level": "error"}
+    wanted: dict[str, Any] = {"worker_process_setup_hook": "scalewright.cluster.preload.preload"}
+    if os.environ.get("SCALEWRIGHT_SHIP_CODE", "1") != "0":
+        wanted["py_modules"] = [str(folder) for folder in packages()]
+    options["runtime_env"] = _missing_fields(wanted)
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
         # Ray Train's placement-group cleaner asks the dashboard's state API.
         options |= {
-            "address": "local",
             "num_cpus": num_cpus,
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "_node_ip_address": "127.0.0.1",
         }
     try:
-        ray.init(**options)
+        ray.init(address=address or "local", **options)
     except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS")
         raise ScalewrightError(
             f"no Ray cluster answers at RAY_ADDRESS = {address!r}: {error}. Start one, or unset "
             "RAY_ADDRESS to run on this machine"
@@ -59,14 +64,8 @@ def connect(*, num_cpus: int | None = None, worker_logs: bool = False) -> None:
 
 
 def starts_cluster() -> bool:
-    """Whether `connect` starts a cluster on this machine, where all workers then run."""
+    """Whether a run starts a cluster on this machine, where all its workers then are."""
     return not os.environ.get("RAY_ADDRESS")
-
-
-def slots(gpus_per_worker: int) -> int:
-    """Workers the cluster can hold: one GPU each, or one CPU each."""
-    resources = ray.cluster_resources()
-    return int(resources.get("GPU", 0) if gpus_per_worker else resources.get("CPU", 0))
 
 
 def home() -> Path:
@@ -81,13 +80,6 @@ def home() -> Path:
     if "working_dir_files" in here.parts:
         return Path.home() / "scalewright"
     return here
-
-
-def _packages() -> list[str]:
-    import planner
-    import scalewright
-
-    return [str(Path(module.__path__[0])) for module in (scalewright, planner)]
 
 
 def _missing_fields(wanted: dict[str, Any]) -> dict[str, Any]:

@@ -1,44 +1,48 @@
-"""A run as a row of attempts: place, launch, judge, place again."""
+"""A run as a row of attempts: survey, place, launch, judge, place again.
 
-import fcntl
+The supervisor is not part of the cluster. Each attempt is a process of its own that joins it; the
+next one waits beside it, so that an attempt follows another at once. Whatever dies (a worker, a
+node, Ray's head, the attempt's process), the same loop goes on from the newest verified checkpoint.
+"""
+
 import json
 import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray.train
-from ray.train import FailureConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
-
-from scalewright.cluster.classify import Failure, classify
-from scalewright.cluster.launch import slots
-from scalewright.cluster.placement import choose_workers
+from scalewright.cluster.blame import of_failure, of_slow
+from scalewright.cluster.classify import Failure
+from scalewright.cluster.cluster import Cluster
+from scalewright.cluster.ledger import Ledger
+from scalewright.cluster.notes import Notes
+from scalewright.cluster.order import Order, place_record
+from scalewright.cluster.placement import choose, machines, worth_growing
+from scalewright.cluster.placing import Placing
 from scalewright.cluster.policy import Ended, Stop, decide
-from scalewright.config import merge, to_dict
-from scalewright.errors import ConfigError, ScalewrightError
+from scalewright.cluster.process import AttemptProcess, LostError, raise_error
+from scalewright.cluster.run_folder import RunStoppedError, checkpoint_step, next_attempt
+from scalewright.config import to_dict
+from scalewright.data.settings import legal_worlds
 from scalewright.events import EVENTS_FILE, EventLog
-from scalewright.train.checkpoint import committed
+from scalewright.health.xid_history import to_record
+from scalewright.train.place import SUMMARY, RunPlace
 from scalewright.train.run import RunConfig
-from scalewright.train.worker import CHECKPOINTS, SUMMARY, RunPlace, train, write_json
 
 logger = logging.getLogger(__name__)
 
-STATE = "run.json"
+JOIN_S = 120.0  # to import and to join, on a machine that is busy
+# When the next attempt's process is started, after steps are taken: not beside the first of them.
+STANDBY_AFTER_S = 5.0
 
-
-class RunStoppedError(ScalewrightError):
-    """The run ended before its last step; the message says why, `exit_code` whether to retry."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+# What an attempt costs before its first step, for the question whether another one pays.
+RESTART_S = 120.0
+PAUSE_S = 600.0
+# Schedulers kill 30 s after they asked.
+LEAVE_S = 25.0
+SLOW = ("rank", "machine", "speed", "measured", "action")
 
 
 @dataclass(frozen=True)
@@ -50,144 +54,231 @@ class RunFolders:
     codec_weights: Path | None = None
     inception_weights: Path | None = None
 
+    def place(self, attempt: int) -> RunPlace:
+        return RunPlace(self.run, self.data, attempt, self.codec_weights, self.inception_weights)
 
-def supervise(config: RunConfig, folders: RunFolders) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Paused:
+    """An attempt that saved and ended because it was asked to."""
+
+    reason: str
+
+
+def supervise(
+    config: RunConfig,
+    folders: RunFolders,
+    ledger: Ledger,
+    *,
+    cpus: int | None = None,
+    worker_logs: bool = False,
+) -> dict[str, Any]:
     """Train until the run is done; returns its summary.
 
     Raises `RunStoppedError` when restarting cannot help, `ConfigError` when the run never fitted
     the cluster, KeyboardInterrupt on Ctrl-C. Whatever ends it, the same call goes on from the
-    newest verified checkpoint. Hold `only_driver` around it.
+    newest verified checkpoint. Hold `only_driver` around it. `cpus` sizes a cluster that is
+    started for the run.
     """
-    history: list[Ended] = []
-    while True:
-        attempt = _next_attempt(folders.run)
-        failure = _placed_attempt(config, folders, attempt, first=not history)
-        if failure is None:
-            return json.loads((folders.run / SUMMARY).read_text())
-        history.append(Ended(failure, _checkpoint_step(folders.run)))
-        _note(folders.run, attempt, failure)
-        decision = decide(history, config.parallel.max_restarts)
+    with Cluster(cpus) as cluster:
+        supervisor = _Supervisor(config, folders, ledger, cluster, worker_logs)
+        try:
+            return supervisor.run()
+        finally:
+            supervisor.close()
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        config: RunConfig,
+        folders: RunFolders,
+        ledger: Ledger,
+        cluster: Cluster,
+        worker_logs: bool,
+    ) -> None:
+        self.config, self.folders, self.cluster = config, folders, cluster
+        self.notes = Notes(ledger, f"run {config.name}")
+        self._placing = Placing(config, folders.run, self.notes)
+        self._worker_logs = worker_logs
+        self._next: AttemptProcess | None = None
+        self._stands_by = False
+        self._history: list[Ended] = []
+        self._moving = False
+        self._workers, self._growing, self._only_trusted = 0, False, False
+        self._s_per_flop: dict[int, float] = {}  # by number of workers, as last learned
+
+    def run(self) -> dict[str, Any]:
+        while True:
+            attempt = next_attempt(self.folders.run)
+            log = EventLog(self.folders.run / EVENTS_FILE, attempt)
+            try:
+                outcome = self._attempt(attempt, log)
+                if outcome is None:
+                    return json.loads((self.folders.run / SUMMARY).read_text())
+                if isinstance(outcome, Paused):
+                    step = checkpoint_step(self.folders.run)
+                    log.event("paused", reason=outcome.reason, step=step)
+                    continue
+                self._judge(attempt, outcome, log)
+            finally:
+                log.close()
+
+    def close(self) -> None:
+        if self._next is not None:
+            self._next.end()
+
+    def _judge(self, attempt: int, failure: Failure, log: EventLog) -> None:
+        """Remember a failure, and wait before the next attempt or give up."""
+        log.event(
+            "attempt_failed", cause=failure.cause, rank=failure.rank, machine=failure.machine,
+            reason=failure.signature,
+        )  # fmt: skip
+        # What was computed since the last check is in doubt, and in every checkpoint since.
+        self._only_trusted = failure.cause == "corruption"
+        self.notes.add(of_failure(failure, self.config.name, attempt, time.time()))
+        self._history.append(Ended(failure, checkpoint_step(self.folders.run), time.time()))
+        decision = decide(self._history, self.config.parallel.max_restarts)
         if isinstance(decision, Stop):
+            log.event("stopped", reason=decision.reason, exit_code=decision.exit_code)
             raise RunStoppedError(decision.reason, decision.exit_code)
         logger.warning("attempt %d ended (%s); restarting", attempt, failure.signature)
         time.sleep(decision.delay_s)
 
-
-def finished(config: RunConfig, folder: Path) -> dict[str, Any] | None:
-    """The summary of a run that has taken all its steps."""
-    path = folder / SUMMARY
-    summary = json.loads(path.read_text()) if path.exists() else None
-    return summary if summary and summary["steps"] == config.steps else None
-
-
-def _placed_attempt(
-    config: RunConfig, folders: RunFolders, attempt: int, *, first: bool
-) -> Failure | None:
-    """An attempt on as many workers as fit; later on, too few may be a node that will be back."""
-    try:
-        workers = choose_workers(config, slots(config.parallel.gpus_per_worker))
-    except ConfigError as error:
-        if first:
-            raise
-        return Failure("placement", str(error))
-    with _own_interrupts():
-        return _attempt(config, folders, attempt, workers)
-
-
-def _attempt(config: RunConfig, folders: RunFolders, attempt: int, workers: int) -> Failure | None:
-    """Run one worker group to its end; None if the run is done."""
-    (folders.run / SUMMARY).unlink(missing_ok=True)
-    place = RunPlace(
-        folders.run, folders.data, attempt, folders.codec_weights, folders.inception_weights
-    )
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"config": to_dict(config), "place": asdict(place)},
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=config.parallel.gpus_per_worker > 0,
-            resources_per_worker={"CPU": 1, "GPU": config.parallel.gpus_per_worker},
-        ),
-        torch_config=TorchConfig(timeout_s=int(config.parallel.collective_timeout_s)),
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one of before V2
-            name=f"attempt-{attempt}",
-            storage_path=str(folders.run / "ray"),
-            failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={"env_vars": config.parallel.environment_variables()},
-        ),
-    )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        return classify({rank: _cause(e) for rank, e in error.worker_failures.items()})
-    except ControllerError as error:
-        return Failure("controller", str(error.controller_failure))
-    except TrainingFailedError as error:
-        return Failure("controller", str(error))
-    except SystemExit:
-        # Ray Train turns Ctrl-C into an abort of its controller and an exit of the driver.
-        raise KeyboardInterrupt from None
-    if not (folders.run / SUMMARY).exists():
-        raise KeyboardInterrupt
-    return None
-
-
-def _worker(loop_config: dict[str, Any]) -> None:
-    """What Ray Train runs on every worker."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    config = merge(RunConfig(), loop_config["config"], where="the driver")
-    train(config, RunPlace(**loop_config["place"]), ray.train.torch.get_device())
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What the worker raised, out of Ray Train's wrapping."""
-    return getattr(error, "_base_exc", error)
-
-
-def _checkpoint_step(folder: Path) -> int:
-    names = [path.name for path in committed(folder / CHECKPOINTS)]
-    return int(names[0].removeprefix("step-")) if names else 0
-
-
-def _next_attempt(folder: Path) -> int:
-    """Count attempts over the whole life of the run, also over drivers."""
-    path = folder / STATE
-    before = json.loads(path.read_text())["attempt"] if path.exists() else 0
-    write_json(path, {"attempt": before + 1})
-    return before + 1
-
-
-def _note(folder: Path, attempt: int, failure: Failure) -> None:
-    log = EventLog(folder / EVENTS_FILE, attempt)
-    log.event("attempt_failed", cause=failure.cause, rank=failure.rank, reason=failure.signature)
-    log.close()
-
-
-@contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Take back Ctrl-C afterwards: Ray Train leaves a handler that would swallow it."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def only_driver(folder: Path) -> Iterator[None]:
-    """Two drivers on one run would write the same files; the second one is refused.
-
-    The lock lies beside the run's folder, so that it holds also while the folder is moved.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+    def _attempt(self, attempt: int, log: EventLog) -> Failure | Paused | None:
+        """One attempt to its end; None if the run is done."""
+        log.event("queued")
+        process = self._standby() or self._started()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunStoppedError(
-                f"{folder} is being trained by another driver on this machine; wait for it, or "
-                "choose another name=...",
-                2,
-            ) from None
-        yield
+            if not process.said("joined"):
+                process.wait_for("joined", JOIN_S)
+            placed, nodes = self._placing.place(process, attempt, log)
+            self._launch(process, attempt, placed)
+            self._moving = False
+            self._workers, self._growing = sum(placed.values()), False
+            log.event("launched", workers=sum(placed.values()), nodes=machines(placed, nodes))
+            return self._watch(process, attempt, log)
+        except LostError as error:
+            return Failure("controller", str(error))
+        finally:
+            process.end()
+
+    def _standby(self) -> AttemptProcess | None:
+        """The process that waited for this attempt, if it is still well."""
+        process, self._next = self._next, None
+        if process is not None and not process.alive():
+            process.end()
+            return None
+        return process
+
+    def _standby_is_lost(self) -> bool:
+        """Whether the process that waited is gone; another takes its place then."""
+        if self._next is None or self._next.alive():
+            return False
+        logger.warning("the process that stood by for the next attempt is gone")
+        self._next.end()
+        self._next = None
+        return True
+
+    def _started(self, *, waiting: bool = False) -> AttemptProcess:
+        """A process that imports and joins; one that is `waiting` has the nodes import, too."""
+        process = AttemptProcess(self.cluster.environment)
+        process.tell(
+            "join",
+            address=self.cluster.address(),
+            worker_logs=self._worker_logs,
+            gpus_per_worker=self.config.parallel.gpus_per_worker,
+            folder=str(self.folders.run),
+            health=asdict(self.config.health),
+            waiting=waiting,
+            variables=self.config.parallel.environment_variables(),
+        )
+        return process
+
+    def _tell_standby(self, log: EventLog) -> None:
+        """Tell once that an attempt to come waits with everything imported."""
+        if self._next is not None and self._next.said("ready") and not self._stands_by:
+            self._stands_by = True
+            log.event("standby")
+
+    def _launch(self, process: AttemptProcess, attempt: int, placed: dict[str, int]) -> None:
+        (self.folders.run / SUMMARY).unlink(missing_ok=True)
+        place = replace(self.folders.place(attempt), only_trusted=self._only_trusted)
+        rate = self._s_per_flop.get(sum(placed.values()))
+        xids = to_record(self._placing.xids)
+        order = Order(to_dict(self.config), place_record(place), placed, rate, xids)
+        process.tell("launch", **order.record())
+
+    def _watch(
+        self, process: AttemptProcess, attempt: int, log: EventLog
+    ) -> Failure | Paused | None:
+        begin = moving_since = time.monotonic()
+        while True:
+            if not self._moving or self._standby_is_lost():
+                moving_since = time.monotonic()
+            elif self._next is None and time.monotonic() - moving_since > STANDBY_AFTER_S:
+                self._next, self._stands_by = self._started(waiting=True), False
+            try:
+                word = process.hear(within_s=1.0)
+            except KeyboardInterrupt:
+                if self._moving:
+                    _save_and_leave(process)
+                raise
+            if word is None:
+                continue
+            raise_error(word)
+            match word["is"]:
+                case "status":
+                    self._moving = word["step_s"] > 0
+                    if word["s_per_flop"]:
+                        self._s_per_flop[self._workers] = word["s_per_flop"]
+                    self._placing.note(word["nodes"], attempt)
+                    self._tell_standby(log)
+                    self._placing.prepare(self._next, word["nodes"], log, attempt)
+                    self._grow(process, word, time.monotonic() - begin)
+                case "slow":
+                    log.event("slow", **{name: word[name] for name in SLOW})
+                    self.notes.add(of_slow(word, self.config.name, attempt, time.time()))
+                case "detected":
+                    log.event("detected", began_s=word["began_s"])
+                case "data_stall":
+                    log.event("data_stall", ranks=word["ranks"])
+                case "ended":
+                    return _outcome(word)
+
+    def _grow(self, process: AttemptProcess, status: dict[str, Any], since_s: float) -> None:
+        """Have a run that is smaller than it may be save and end, if more workers pay."""
+        parallel = self.config.parallel
+        if self._growing or self._workers >= parallel.workers:
+            return
+        nodes = self._placing.nodes(status["nodes"])
+        legal = legal_worlds(self.config.data.packs_per_step, parallel.shard_size)
+        placed = choose(nodes, legal, parallel.min_workers, parallel.workers, parallel.shard_size)
+        then = sum(placed.values()) if placed else 0
+        left_s = (self.config.steps - status["step"]) * status["step_s"]
+        if worth_growing(self._workers, then, left_s, RESTART_S, since_s, parallel.grow_after_s):
+            self._growing = True
+            reason = f"{then} workers instead of {self._workers}"
+            process.tell("pause", reason=reason, within_s=PAUSE_S)
+
+
+def _save_and_leave(process: AttemptProcess) -> None:
+    """Have an attempt that takes steps save before it is ended; a second Ctrl-C does not wait."""
+    logger.warning("saving a checkpoint; interrupt again to stop at once")
+    process.tell("pause", reason="interrupted", within_s=LEAVE_S)
+    end = time.monotonic() + LEAVE_S
+    with suppress(LostError):
+        while time.monotonic() < end:
+            word = process.hear(within_s=1.0)
+            if word is not None and word["is"] == "ended":
+                return
+
+
+def _outcome(word: dict[str, Any]) -> Failure | Paused | None:
+    match word["how"]:
+        case "done":
+            return None
+        case "paused":
+            return Paused(word["reason"])
+        case _:
+            return Failure(**word["failure"])

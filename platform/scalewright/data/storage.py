@@ -8,9 +8,13 @@ worth another try. Messages name the key and the cause, never a signed URL or a 
 import os
 import threading
 import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -24,6 +28,11 @@ CONNECTIONS = 64
 SIGNED_S, SIGNED_KEYS = 600.0, 4096  # how long a signed URL is used, and for how many objects
 BUSY = (429, 500, 502, 503, 504)
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken")
+
+
+Answer = TypeVar("Answer")
+# Calls what it is given, again where it may; how often and until when is the caller's.
+Trying = Callable[[Callable[[], Answer]], Answer]
 
 
 class MissingError(DataError):
@@ -56,7 +65,15 @@ class Storage(Protocol):
     def keys(self, prefix: str) -> list[str]: ...
 
 
-def open_storage(place: str) -> Storage:
+class Archive(Storage, Protocol):
+    """A store that large files are brought to and deleted from."""
+
+    def write_large(self, key: str, data: Iterable[memoryview], trying: Trying[Any]) -> None: ...
+
+    def delete(self, key: str) -> None: ...
+
+
+def open_storage(place: str) -> Archive:
     """`s3://bucket/prefix`, with credentials and endpoint as boto3 finds them, or a folder."""
     if "://" not in place:
         return Folder(Path(place))
@@ -103,6 +120,36 @@ class Folder:
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
+            raise StoreError(f"{path}: {error.strerror}") from None
+
+    def write_large(self, key: str, data: Iterable[memoryview], trying: Trying[Any]) -> None:
+        """Write the parts of `data` one after another, and bring them to the disk."""
+        path = self._root / key
+        part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.writelines(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    def delete(self, key: str) -> None:
+        """Delete a file if it is there, and folders that are empty then."""
+        path = self._root / key
+        try:
+            path.unlink(missing_ok=True)
+            for folder in path.parents:
+                if folder == self._root or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from None
 
     def keys(self, prefix: str) -> list[str]:
@@ -191,6 +238,41 @@ class Bucket:
     def write(self, key: str, data: bytes | memoryview) -> None:
         with _translated(self._place(key)):
             self._client().put_object(Bucket=self._bucket, Key=self._prefix + key, Body=bytes(data))
+
+    def write_large(self, key: str, data: Iterable[memoryview], trying: Trying[Any]) -> None:
+        """Write an object in parts, each of at least 5 MiB but the last, at most 10,000 of them.
+
+        Each part has tries of its own; an upload that fails leaves nothing behind that costs.
+        """
+        parts = iter(data)
+        first, second = next(parts, memoryview(b"")), next(parts, None)
+        if second is None:
+            trying(lambda: self.write(key, first))
+            return
+        where = {"Bucket": self._bucket, "Key": self._prefix + key}
+        begun = trying(lambda: self._call("create_multipart_upload", where))
+        upload = where | {"UploadId": begun["UploadId"]}
+        try:
+            tags = []
+            for number, part in enumerate(chain((first, second), parts), start=1):
+                asked = upload | {"PartNumber": number, "Body": bytes(part)}
+                answer = trying(partial(self._call, "upload_part", asked))
+                tags.append({"PartNumber": number, "ETag": answer["ETag"]})
+            asked = upload | {"MultipartUpload": {"Parts": tags}}
+            trying(lambda: self._call("complete_multipart_upload", asked))
+        except BaseException:
+            with suppress(DataError):
+                self._call("abort_multipart_upload", upload)
+            raise
+
+    def delete(self, key: str) -> None:
+        """Delete an object if it is there."""
+        self._call("delete_object", {"Bucket": self._bucket, "Key": self._prefix + key})
+
+    def _call(self, name: str, asked: dict[str, Any]) -> dict[str, Any]:
+        with _translated(self._place(asked["Key"].removeprefix(self._prefix))):
+            answer: dict[str, Any] = getattr(self._client(), name)(**asked)
+            return answer
 
     def keys(self, prefix: str) -> list[str]:
         with _translated(self._place(prefix)):

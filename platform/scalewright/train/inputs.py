@@ -13,7 +13,7 @@ from torch import Tensor
 from scalewright.config import to_dict
 from scalewright.data.assumed import assumed_clips
 from scalewright.data.clips import Clips
-from scalewright.data.order import LeftOut, PackOrder
+from scalewright.data.order import LeftOut, PackOrder, deal
 from scalewright.data.pinning import pinned_snapshot
 from scalewright.data.reading import ClipReader
 from scalewright.data.sample import DataInfo, Entry, Sample
@@ -69,6 +69,11 @@ class Work:
     def flops(self, step: int) -> int:
         """Exact FLOPs of the step, forward and backward."""
         return train_flops(self.at(step).settings.model, self.clips(step))
+
+    def shares(self, step: int, world: int) -> list[float]:
+        """FLOPs of the step for each of so many ranks."""
+        costs = self.at(step).order.costs(step)
+        return [sum(costs[place] for place in hand) for hand in deal(costs, world)]
 
     def without(self, left_out: Sequence[LeftOut]) -> "Work":
         """The same, but for data that are left out."""

@@ -5,12 +5,15 @@ from typing import Literal
 
 from scalewright.data.settings import DataConfig, legal_worlds
 from scalewright.errors import ConfigError
+from scalewright.health.settings import HealthConfig
 from scalewright.model.memory import Recompute
 from scalewright.model.shape import ModelConfig, parameter_table
 from scalewright.objective.flow import FlowConfig
 from scalewright.train.guard import GuardConfig
 from scalewright.train.optimizer import OptimizerConfig, frozen_names
 from scalewright.train.stages import Settings, StageConfig, check_stages, settings_of
+from scalewright.train.vault import CheckpointConfig
+from scalewright.train.verdict import ReplayConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,10 @@ class ParallelConfig:
     `activation_checkpointing` "full" keeps only the input of a block for
     its backward pass, "selective" also attention and half of its matrix products. `memory_gib`:
     memory of one worker; left out, the machine is asked.
+
+    A run stops after `max_restarts` restarts without a new checkpoint, and when for
+    `wait_for_nodes_s` there are not nodes enough to go on. One with less than `workers` saves and
+    goes on with more once there are nodes for them, no sooner than `grow_after_s` after it began.
     """
 
     workers: int = 2
@@ -34,7 +41,9 @@ class ParallelConfig:
     activation_checkpointing: Recompute = "none"
     compile: bool = False
     memory_gib: float | None = None
-    max_restarts: int = 5
+    max_restarts: int = 3
+    wait_for_nodes_s: float = 600.0
+    grow_after_s: float = 1800.0
     collective_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
@@ -60,6 +69,9 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel.collective_timeout_s = {self.collective_timeout_s}; at least 1"
             )
+        for name in ("wait_for_nodes_s", "grow_after_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"parallel.{name} = {getattr(self, name)}; at least 0")
         if self.max_restarts < 0:
             raise ConfigError(f"parallel.max_restarts = {self.max_restarts}; at least 0")
 
@@ -69,23 +81,6 @@ class ParallelConfig:
     @property
     def compute_bytes(self) -> int:
         return {"float32": 4, "bfloat16": 2}[self.compute]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When to save, and how many verified checkpoints to keep (at least two, always)."""
-
-    every_steps: int = 100
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ConfigError(f"checkpoint.every_steps = {self.every_steps}; at least 1")
-        if self.keep < 2:
-            raise ConfigError(
-                f"checkpoint.keep = {self.keep}; at least 2, so that a damaged newest checkpoint "
-                "leaves one to go back to"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +144,11 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     activation_penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
         if not self.name.strip(".") or any(c not in _NAME_CHARACTERS for c in self.name):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scalewright.data.codec import Codec
 from scalewright.data.media import write_picture, write_video
-from scalewright.data.sample import Sample
+from scalewright.data.sample import Entry, Sample
 from scalewright.model.packed import PackedBatch
 from scalewright.model.shape import ModelConfig, visual_tokens
 from scalewright.objective.flow import known_scores
@@ -126,3 +126,11 @@ def write_frames(frames: Tensor, stem: Path) -> Path:
         path = stem.with_suffix(".mp4")
         write_video(path, frames, SAMPLE_FPS)
     return path
+
+
+def sample_entries(entries: list[Entry], count: int) -> list[Entry]:
+    """Clips whose captions are drawn: the longest videos first, then pictures, about half each."""
+    videos = sorted((e for e in entries if e.is_video), key=lambda e: (-e.latent_frames, e.id))
+    pictures = [e for e in entries if not e.is_video]
+    chosen = videos[: max(-(-count // 2), count - len(pictures))]
+    return chosen + pictures[: count - len(chosen)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalewright.data.loader import StepData
-from scalewright.model.mmdit import Seen
+from scalewright.model.mmdit import Prediction, Seen
 from scalewright.model.statistics import Watch
 from scalewright.objective.flow import NoisedPack, squared_error, training_pack
 from scalewright.train.inputs import Inputs
@@ -53,6 +53,46 @@ class Counts:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a step differentiates of each of its packs.
+
+    Losses are divided by `elements` of the whole step, so that a clip weighs the same whichever
+    rank and pack it is in. `counted`: elements of this rank that count. `penalty`: weight of the
+    power of a pass, None where it has none.
+    """
+
+    elements: int
+    ranks: int
+    counted: Tensor
+    penalty: Tensor | None
+
+    def __call__(self, prediction: Prediction, pack: NoisedPack) -> tuple[Tensor, Tensor]:
+        """A pack's share of the loss, and what to differentiate."""
+        share = squared_error(prediction.velocity, pack) / self.elements
+        whole = share
+        if self.penalty is not None:
+            whole = share + self.penalty * _power(prediction.seen)
+        # FSDP takes the mean over ranks; the loss is a sum over ranks.
+        return share.detach(), whole * self.ranks
+
+
+def objective_of(
+    training: Training, packs: Sequence[NoisedPack], counts: Counts, watch: Watch
+) -> Objective:
+    """The objective of a step of which these are this rank's packs; every rank must call it."""
+    world = training.world
+    counted = torch.tensor(sum(pack.elements for pack in packs), dtype=torch.float64).to(
+        world.device, non_blocking=True
+    )
+    penalty = _penalty_weight(training, counts, counted) if watch.penalty else None
+    return Objective(counts.elements, world.size, counted, penalty)
+
+
+def counts_of(inputs: Inputs, step: int) -> Counts:
+    return Counts(inputs.work.elements(step), inputs.work.tokens(step))
+
+
 def noised_packs(config: RunConfig, inputs: Inputs, data: StepData) -> list[NoisedPack]:
     """This rank's packs of a step, noised as the config says; on the CPU."""
     settings = inputs.work.at(data.step).settings
@@ -73,34 +113,26 @@ def take_step(
     training: Training, inputs: Inputs, packs: Sequence[NoisedPack], *, step: int, watch: Watch
 ) -> StepResult:
     """Train on this rank's packs of a step, which are on the device."""
-    counts = Counts(inputs.work.elements(step), inputs.work.tokens(step))
-    return train_step(training, packs, step=step, counts=counts, watch=watch)
+    return train_step(training, packs, step=step, counts=counts_of(inputs, step), watch=watch)
 
 
 def train_step(
     training: Training, packs: Sequence[NoisedPack], *, step: int, counts: Counts, watch: Watch
 ) -> StepResult:
-    """Forward and backward over this rank's packs, judge, clip, update.
-
-    Losses are divided by numbers of the whole step, so that a clip weighs the same whichever rank
-    and pack it is in.
-    """
+    """Forward and backward over this rank's packs, judge, clip, update."""
     model, optimizer, world, config = (
         training.model,
         training.optimizer,
         training.world,
         training.config,
     )
-    counted = torch.tensor(sum(pack.elements for pack in packs), dtype=torch.float64).to(
-        world.device, non_blocking=True
-    )
-    penalty = _penalty_weight(training, counts, counted) if watch.penalty else None
-    share, passes = _backward(training, packs, counts, watch, penalty)
+    objective = objective_of(training, packs, counts, watch)
+    share, passes = _backward(training, packs, objective, watch)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     squares = squares_of(gradients)
     # Every group of `shard_size` ranks holds all gradients, each rank a part of the loss.
     groups = world.size // world.shard_size
-    totals = world.sum(torch.stack((share, squares.sum() / groups, counted)))
+    totals = world.sum(torch.stack((share, squares.sum() / groups, objective.counted)))
     scale = counts.elements / totals[2]
     loss, norm = scale * totals[0], scale * totals[1].sqrt()
     skipped, limits = training.memory.judge(loss, norm)
@@ -120,9 +152,8 @@ def train_step(
 def _backward(
     training: Training,
     packs: Sequence[NoisedPack],
-    counts: Counts,
+    objective: Objective,
     watch: Watch,
-    penalty: Tensor | None,
 ) -> tuple[Tensor, list[tuple[Seen, ...]]]:
     """Gradients of all packs added up; this rank's share of the loss, and what the passes tell."""
     share = torch.zeros((), device=training.world.device, dtype=torch.float64)
@@ -131,12 +162,9 @@ def _backward(
         set_gradient_sync(training.model, enabled=index == len(packs) - 1)
         with training.autocast:
             prediction = training.model(pack.batch, watch)
-        loss = squared_error(prediction.velocity, pack) / counts.elements
-        share += loss.detach()
-        if penalty is not None:
-            loss = loss + penalty * _power(prediction.seen)
-        # FSDP takes the mean over ranks; the loss is a sum over ranks.
-        (loss * training.world.size).backward()
+        loss, whole = objective(prediction, pack)
+        share += loss
+        whole.backward()
         passes.append(prediction.seen)
     return share, passes
 

@@ -1,31 +1,28 @@
 """One worker of one attempt: open the inputs, resume, and take steps until the run is done."""
 
-import json
 import logging
-import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
 
 from scalewright.config import to_dict
-from scalewright.data.codec import codec_for
 from scalewright.data.order import Mark
-from scalewright.data.sample import Entry
 from scalewright.errors import DivergedError
 from scalewright.events import EVENTS_FILE, EventLog
+from scalewright.health.stop_order import StopOrder
+from scalewright.heartbeat import Phase, beat_folder
 from scalewright.model.attention import attention_for
+from scalewright.model.mmdit import Block
 from scalewright.model.statistics import Watch
 from scalewright.train.ahead import Ahead, Ready
-from scalewright.train.checkpoint import Checkpointer
 from scalewright.train.consumed import ConsumedLog
+from scalewright.train.evaluation import Evaluation
 from scalewright.train.feed import Feed
+from scalewright.train.fence import Fence
 from scalewright.train.guard import (
     Rewind,
     read_left_out,
@@ -35,43 +32,26 @@ from scalewright.train.guard import (
 )
 from scalewright.train.hardware import peak_flops
 from scalewright.train.inputs import Stage, check_same_run, identity, open_inputs
+from scalewright.train.manifest import CHECKPOINTS as CHECKPOINTS
 from scalewright.train.meter import Meter
 from scalewright.train.optimizer import lr_at
 from scalewright.train.parallel import World, current_world
-from scalewright.train.quality import (
-    FrechetDistance,
-    QualityMetric,
-    SlicedWasserstein,
-    inception_features,
+from scalewright.train.place import (
+    NULL_TEXT,
+    SNAPSHOT,
+    SUMMARY,
+    RunPlace,
+    write_json,
 )
+from scalewright.train.pulse import Pulse
+from scalewright.train.replay import Replay
 from scalewright.train.run import RunConfig
-from scalewright.train.samples import SampleSet, sample_set, write_frames
+from scalewright.train.saving import Checkpointer
 from scalewright.train.skips import SkipList
 from scalewright.train.step import noised_packs, take_step
 from scalewright.train.training import begin_training
-from scalewright.train.validate import Validation, plan_validation
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
-SUMMARY = "summary.json"
-SNAPSHOT = "snapshot.arrow"
-NULL_TEXT = "null_text.safetensors"
-
-
-@dataclass(frozen=True)
-class RunPlace:
-    """Where a run lives: its own folder, the data folder, and which attempt this is.
-
-    `codec_weights` is the folder of a codec that needs weights; None for the embedded one.
-    `inception_weights` is the file that FID of the samples takes; None measures none.
-    """
-
-    folder: Path
-    data: str | Path
-    attempt: int
-    codec_weights: Path | None = None
-    inception_weights: Path | None = None
 
 
 def train(config: RunConfig, place: RunPlace, device: torch.device) -> None:
@@ -81,38 +61,37 @@ def train(config: RunConfig, place: RunPlace, device: torch.device) -> None:
     samples and, when all is done, the summary.
     """
     world = current_world(device, config.parallel.shard_size)
-    worker = _Worker(config, place, world)
-    try:
-        worker.run()
-    finally:
-        worker.close()
+    every = config.health.timed_every_steps
+    with Pulse(place.folder, place.attempt, world, timed_every_steps=every) as pulse:
+        worker = _Worker(config, place, world, pulse)
+        try:
+            worker.run()
+        finally:
+            worker.close()
 
 
 class _Worker:
     """The parts of a running attempt, and when each of them acts."""
 
-    def __init__(self, config: RunConfig, place: RunPlace, world: World) -> None:
-        self.config, self.place, self.world = config, place, world
+    def __init__(self, config: RunConfig, place: RunPlace, world: World, pulse: Pulse) -> None:
+        self.config, self.place, self.world, self.pulse = config, place, world, pulse
         self.inputs = open_inputs(config, place.data, place.folder / SNAPSHOT)
         self.identity = identity(config, self.inputs)
         self.training = begin_training(config, world)
-        self.checkpoints = Checkpointer(
-            place.folder / CHECKPOINTS,
-            world,
-            place.attempt,
-            config.checkpoint.keep,
-            horizon_steps=config.guard.horizon_steps,
-        )
-        self.samples = self._plan_samples()
-        self.inception: Callable[[Tensor], Tensor] | None = None
-        if place.inception_weights is not None and world.rank == 0:
-            self.inception = inception_features(place.inception_weights, world.device)
+        pulse.time(cast(Iterable[Block], self.training.model.blocks))
+        fence = Fence(place.folder, place.attempt).check
         self.events = (
-            EventLog(place.folder / EVENTS_FILE, place.attempt) if world.rank == 0 else None
+            EventLog(place.folder / EVENTS_FILE, place.attempt, fence) if world.rank == 0 else None
         )
+        self.checkpoints = Checkpointer(
+            place.folder, world, place.attempt, config.checkpoint,
+            horizon_steps=config.guard.horizon_steps, tell=self._event,
+        )  # fmt: skip
+        self.evaluation = Evaluation(self.training, self.inputs, place, self.events)
         peak, reason = peak_flops(world.device)
         self.peak = f"{peak:.3g} FLOP/s a worker: {reason}"
         self.meter = Meter(self.training, peak)
+        self.replay = Replay(self.training, self._event, self.checkpoints.trust)
         self.left_out = read_left_out(place.folder)
         self.skipped: list[int] = []
         self.skips = SkipList(place.folder, world.rank, place.attempt, config.data.max_skip_share)
@@ -120,9 +99,11 @@ class _Worker:
         if config.data.audit:
             self.consumed = ConsumedLog(place.folder, world.rank, place.attempt)
         self.last: dict[str, float] = {}
+        self.stop_order = StopOrder(beat_folder(place.folder, place.attempt))
+        self.paused: int | None = None
 
     def run(self) -> None:
-        start = self._resume()
+        start = self._resume(only_trusted=self.place.only_trusted)
         self._event(
             "attempt",
             world_size=self.world.size,
@@ -136,8 +117,14 @@ class _Worker:
             start = self._go_back(rewind)
         if self.consumed is not None:
             self.consumed.flush()
-        self.checkpoints.wait()
-        self._finish()
+        self.pulse.enter(Phase.SAVE)
+        done = self.paused or self.config.steps
+        while not self.checkpoints.kept(done):
+            self._save(done)
+        self.checkpoints.finish()
+        if not self.paused:
+            self._finish()
+        self.pulse.enter(Phase.DONE)
 
     def _train_from(self, start: int) -> Rewind | None:
         """Steps from `start` to the last, or until the guard wants to go back."""
@@ -146,16 +133,18 @@ class _Worker:
         for stage in self.inputs.work.stages:
             if start < stage.settings.end:
                 rewind = self._train_stage(stage, max(start, stage.settings.begin))
-                if rewind is not None:
+                if rewind is not None or self.paused:
                     return rewind
         return None
 
     def _train_stage(self, stage: Stage, start: int) -> Rewind | None:
-        self.validation = self._plan_validation(stage)
+        self.pulse.enter(Phase.START)
+        self.evaluation.plan(stage)
         if start == stage.settings.begin:
             self.training.memory.forget()
         log, every = self.config.log, self.config.checkpoint.every_steps
-        also = (log.validate_every_steps, log.sample_every_steps)
+        saves = () if every is None else (every,)
+        told = (log.every_steps, log.validate_every_steps, log.sample_every_steps, *saves)
         self.feed = Feed(
             self.config,
             self.inputs,
@@ -170,21 +159,30 @@ class _Worker:
         with self.ahead, self.feed as loader:
             self.meter.restart()
             waited_s = 0.0
-            for ready in self.ahead.over(loader):
+            for ready in self.pulse.waiting(self.ahead.over(loader)):
                 self._step(ready)
                 step = ready.data.step
+                if self.pulse.first_step():
+                    self._event("first_step", step=step)
                 done = step + 1
-                if self._due(done, log.every_steps, every, *also) or done == stage.settings.end:
+                if self.stop_order.due(done) and done < self.config.steps:
+                    self.paused = done
+                reported = self._due(done, *told) or self.paused or done == stage.settings.end
+                if reported:
                     wait_s, waited_s = self.ahead.wait_s - waited_s, self.ahead.wait_s
                     rewind = self._report(done, wait_s)
                     if rewind is not None:
                         return rewind
-                if self._due(done, every) and step not in self.skipped:
+                by_time = reported and every is None and self.checkpoints.due()
+                due = by_time or self.paused or self._due(done, *saves)
+                if due and step not in self.skipped:
                     self._save(done)
+                if self.paused:
+                    return None
                 if self._due(done, log.validate_every_steps):
-                    self._validate(done)
+                    self._look(Phase.VALIDATE, self.evaluation.validate, done)
                 if self._due(done, log.sample_every_steps):
-                    self._draw(done)
+                    self._look(Phase.SAMPLE, self.evaluation.draw, done)
         return None
 
     def _go_back(self, rewind: Rewind) -> int:
@@ -217,8 +215,9 @@ class _Worker:
         if self.events is not None:
             self.events.close()
 
-    def _resume(self) -> int:
-        manifest = self.checkpoints.resume(self.training)
+    def _resume(self, *, only_trusted: bool = False) -> int:
+        self.pulse.enter(Phase.RESUME)
+        manifest = self.checkpoints.resume(self.training, only_trusted=only_trusted)
         if manifest is None:
             return 0
         check_same_run(manifest.run["identity"], self.identity, self.place.folder)
@@ -240,14 +239,19 @@ class _Worker:
             statistics=(data.step + 1) % log.statistics_every_steps == 0,
             penalty=penalty.weight > 0 and (data.step + 1) % penalty.every_steps == 0,
         )
-        result = take_step(self.training, self.inputs, ready.packs, step=data.step, watch=watch)
+        work = self.inputs.work
+        kind = (work.at(data.step).settings.begin, watch) if self.config.parallel.compile else None
+        shares = work.shares(data.step, self.world.size)
+        checked = self.replay.over(self.inputs, ready, watch)
+        with self.pulse.step(data.step, shares, kind), checked:
+            result = take_step(self.training, self.inputs, ready.packs, step=data.step, watch=watch)
         if self.consumed is not None:
             self.consumed.add(data)
         self.meter.add(
             result,
-            clips=len(self.inputs.work.clips(data.step)),
-            visual_tokens=self.inputs.work.visual_tokens(data.step),
-            flops=self.inputs.work.flops(data.step),
+            clips=len(work.clips(data.step)),
+            visual_tokens=work.visual_tokens(data.step),
+            flops=work.flops(data.step),
         )
 
     def _due(self, done: int, *every: int) -> bool:
@@ -274,6 +278,7 @@ class _Worker:
         return rewind_for(self.skipped, done, self.config.steps, self.left_out, self.config.guard)
 
     def _save(self, done: int) -> None:
+        self.pulse.enter(Phase.SAVE)
         stage = self.inputs.work.at(done - 1)
         mark = stage.order.mark(min(done, stage.settings.end - 1))
         run = {
@@ -285,49 +290,15 @@ class _Worker:
         null_text = safetensors_bytes({"text": self.inputs.null_text})
         if self.consumed is not None:
             self.consumed.flush()
-        self.checkpoints.save(done, self.training, run, {NULL_TEXT: null_text})
-        self._event("save", step=done)
+        stall_s = self.checkpoints.save(done, self.training, run, {NULL_TEXT: null_text})
+        if stall_s is not None:
+            self._event("save", step=done, stall_s=stall_s)
         self.meter.restart()
 
-    def _validate(self, done: int) -> None:
-        with self._averaged():
-            losses = self.validation.loss(self.training.model, self.world, self.training.autocast)
-        metrics = {f"eval/loss_{kind}": loss for kind, loss in losses.items()}
-        if self.events is not None:
-            self.events.metrics(done, metrics)
-        self.last |= metrics
+    def _look(self, phase: Phase, measure: Callable[[int], Mapping[str, float]], done: int) -> None:
+        self.pulse.enter(phase)
+        self.last |= measure(done)
         self.meter.restart()
-
-    def _draw(self, done: int) -> None:
-        """Samples under the settings of the last stage, and how they compare with real clips."""
-        if not self.samples.prompts:
-            return
-        with self._averaged():
-            latents = self.samples.draw(
-                self.training.model,
-                self.config.at_stage(-1),
-                self.world.device,
-                self.training.autocast,
-                self.world,
-            )
-        if self.events is not None:
-            quality = self.samples.quality(latents, self._quality_metrics())
-            self.events.metrics(done, {f"eval/{name}": value for name, value in quality.items()})
-            for index, latent in enumerate(latents):
-                stem = self.place.folder / "samples" / f"step-{done:08d}-{index}"
-                frames = self.samples.codec.decode(latent).clamp(-1, 1)
-                self.events.artifact(write_frames(frames, stem), "samples", done)
-        self.meter.restart()
-
-    def _quality_metrics(self) -> list[QualityMetric]:
-        metrics: list[QualityMetric] = [SlicedWasserstein()]
-        if self.inception is not None:
-            metrics.append(FrechetDistance(self.inception))
-        return metrics
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        average = self.training.average
-        return nullcontext() if average is None else average.in_place()
 
     def _finish(self) -> None:
         if self.events is None:
@@ -345,36 +316,3 @@ class _Worker:
     def _event(self, kind: str, **fields: Any) -> None:
         if self.events is not None:
             self.events.event(kind, **fields)
-
-    def _plan_validation(self, stage: Stage) -> Validation:
-        return plan_validation(
-            self.inputs.read(stage.validation),
-            stage.settings.flow,
-            stage.settings.model,
-            stage.settings.data.pack_tokens,
-            levels=self.config.log.validation_levels,
-            seed=self.config.seed,
-        )
-
-    def _plan_samples(self) -> SampleSet:
-        chosen = sample_entries(
-            self.inputs.work.stages[-1].validation, self.config.log.sample_clips
-        )
-        codec = codec_for(self.inputs.info.codec, self.place.codec_weights)
-        clips, model = self.inputs.read(chosen), self.config.at_stage(-1).model
-        return sample_set(clips, self.inputs.null_text, codec, model, self.config.seed)
-
-
-def sample_entries(entries: list[Entry], count: int) -> list[Entry]:
-    """Clips whose captions are drawn: the longest videos first, then pictures, about half each."""
-    videos = sorted((e for e in entries if e.is_video), key=lambda e: (-e.latent_frames, e.id))
-    pictures = [e for e in entries if not e.is_video]
-    chosen = videos[: max(-(-count // 2), count - len(pictures))]
-    return chosen + pictures[: count - len(chosen)]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one piece: readers see the old file or the new one."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)

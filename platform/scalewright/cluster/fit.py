@@ -1,0 +1,115 @@
+"""One worker group under Ray Train: placed on chosen nodes, run to its end, errors by rank."""
+
+import json
+import logging
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from scalewright.cluster.classify import RankError
+from scalewright.cluster.order import Order, place_of_record
+from scalewright.cluster.preload import WORKER
+from scalewright.config import merge
+from scalewright.errors import CorruptionError, ScalewrightError
+from scalewright.health.machine import identify
+from scalewright.train.place import RunPlace, write_json
+from scalewright.train.run import RunConfig
+from scalewright.train.worker import train
+
+WORDS = "words"
+
+
+def fit(order: Order) -> list[RankError]:
+    """Run the worker group; returns the errors of its ranks, none if every rank came to its end."""
+    parallel = order.run_config.parallel
+    nodes = [node for node, workers in order.nodes.items() for _ in range(workers)]
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"config": order.config, "place": order.place},
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed as the one of before V2
+            num_workers=len(nodes),
+            use_gpu=parallel.gpus_per_worker > 0,
+            resources_per_worker={"CPU": 1, "GPU": parallel.gpus_per_worker},
+            label_selector=[{"ray.io/node-id": node} for node in nodes],
+        ),
+        torch_config=TorchConfig(timeout_s=int(parallel.collective_timeout_s)),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one of before V2
+            name=f"attempt-{order.attempt}",
+            storage_path=str(order.folder / "ray"),
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": {**WORKER, **parallel.environment_variables()}},
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        return [_of_ray(rank, _cause(e)) for rank, e in error.worker_failures.items()]
+    except TrainingFailedError as error:
+        logging.getLogger(__name__).error("Ray Train failed: %s", error)
+        raise
+    return []
+
+
+def _worker(loop_config: dict[str, Any]) -> None:
+    """What Ray Train runs on every worker."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    place, rank = place_of_record(loop_config["place"]), ray.train.get_context().get_world_rank()
+    try:
+        config = merge(RunConfig(), loop_config["config"], where="the driver")
+        train(config, place, ray.train.torch.get_device())
+    except Exception as error:
+        leave_word(place, rank, error)
+        raise
+
+
+def leave_word(place: RunPlace, rank: int, error: Exception) -> None:
+    """Write down how this rank ended and when: Ray tells neither the time nor the order."""
+    record = asdict(_as_error(rank, error)) | {"traceback": traceback.format_exc()}
+    folder = place.folder / WORDS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"attempt-{place.attempt:05d}-rank-{rank:05d}.json", record)
+    except OSError as disk:
+        logging.getLogger(__name__).warning("%s: the last word is lost: %s", folder, disk)
+
+
+def last_words(folder: Path, attempt: int) -> list[RankError]:
+    """What the ranks of an attempt left behind."""
+    found = []
+    for path in sorted((folder / WORDS).glob(f"attempt-{attempt:05d}-rank-*.json")):
+        record = json.loads(path.read_text())
+        record.pop("traceback")
+        found.append(RankError(**record | {"kinds": tuple(record["kinds"])}))
+    return found
+
+
+def _as_error(rank: int, error: BaseException) -> RankError:
+    return RankError(
+        rank,
+        tuple(kind.__name__ for kind in type(error).__mro__[:-1]),
+        str(error),
+        time.time(),
+        machine=identify().serial,
+        exit_code=error.exit_code if isinstance(error, ScalewrightError) else None,
+        culprit=error.culprit if isinstance(error, CorruptionError) else None,
+        confidence=error.confidence if isinstance(error, CorruptionError) else 1.0,
+    )
+
+
+def _of_ray(rank: int, error: BaseException) -> RankError:
+    """An error as Ray hands it on, where it says less than the rank's own word."""
+    kinds = tuple(kind.__name__ for kind in type(error).__mro__[:-1])
+    code = error.exit_code if isinstance(error, ScalewrightError) else None
+    return RankError(rank, kinds, str(error), time.time(), exit_code=code)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the worker raised, out of Ray Train's wrapping."""
+    return getattr(error, "_base_exc", error)

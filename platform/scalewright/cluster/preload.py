@@ -1,0 +1,37 @@
+"""What a new process of a node imports before it is asked to: Ray runs `preload` in each first.
+
+Imported by every process of the job, so it imports little itself.
+"""
+
+import importlib
+import os
+import threading
+import time
+
+# In the environment of training workers.
+WORKER = {"SCALEWRIGHT_PRELOAD": "1"}
+# FSDP imports the compiler as late as it can.
+_OF_WORKER = ("ray.train.torch", "torch._dynamo", "scalewright.cluster.fit")
+# Ray Train sets it on its controller and on what that starts, and nobody else does.
+CONTROLLER = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+# Whoever is started because it is needed is an actor by then.
+_IDLE_S = 5.0
+
+
+def preload() -> None:
+    """Import what a training worker, or Ray Train's controller and its helpers, will need."""
+    if WORKER.items() <= os.environ.items():
+        for module in _OF_WORKER:
+            importlib.import_module(module)
+    elif CONTROLLER.items() <= os.environ.items():
+        importlib.import_module("ray.train")
+        threading.Thread(target=_while_it_waits, daemon=True).start()
+
+
+def _while_it_waits() -> None:
+    """Import what the controller alone needs, in a process that may become one."""
+    time.sleep(_IDLE_S)
+    import ray
+
+    if ray.get_runtime_context().get_actor_id() is None:
+        importlib.import_module("ray.train.torch")
