@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""How long a run stands still after a fault, over and over on one cluster of this machine.
+
+    benchmarks/recovery.py --data CLIPS > benchmarks/recovery-MACHINE.md
+
+A real run on raylets of this machine is disturbed: each fault of the table `--repeats` times.
+Seconds are from the fault to the first step of the next attempt; steps are those that had to be
+done again. Ray Train's own elastic shrink, with its defaults, is measured on a cluster of the same
+size in the same run.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT), str(ROOT / "tests")]
+
+import platform
+import statistics
+import tempfile
+from collections.abc import Sequence
+
+import click
+import psutil
+import torch
+from storm import Storm, storm
+
+from benchmarks.faults import FAULTS, KILLED_RAYLET, Fault, Seen, disturb
+from benchmarks.stock_ray import shrink_s
+
+SPARE = 3  # nodes for two ranks
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--repeats", default=5, show_default=True)
+def main(data: Path, repeats: int) -> None:
+    """Print the table."""
+    print(
+        f"# From a fault to the next step\n\n{platform.machine()}, {psutil.cpu_count()} cores, "
+        f"torch {torch.__version__}; {repeats} of each, median / worst\n"
+    )
+    print("| fault | noticed, s | next step, s | steps done again | blamed right |")
+    print("|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        with storm(Path(folder) / "spare", data, SPARE) as run:
+            for fault in FAULTS:
+                print_row(fault.name, repeat(run, fault, SPARE, repeats))
+        with storm(Path(folder) / "none", data, 2) as run:
+            print_row("the same without a spare: 2 to 1", repeat(run, KILLED_RAYLET, 2, repeats))
+    stock = [shrink_s() for _ in range(repeats)]
+    print(f"| the same with Ray Train's own elasticity | | {spread(stock)} | | |")
+
+
+def repeat(run: Storm, fault: Fault, nodes: int, repeats: int) -> list[Seen]:
+    seen = []
+    for _ in range(repeats):
+        while sum(node.alive for node in run.nodes.values()) < nodes:
+            run.add_node(wait=True)
+        run.settle()
+        if len(run.used()) < 2:  # it had shrunk: from all nodes again
+            run.stop()
+            run.start()
+            run.wait(lambda: len(run.used()) == 2)
+            run.settle()
+        seen.append(disturb(run, fault))
+    return seen
+
+
+def print_row(name: str, seen: Sequence[Seen]) -> None:
+    lost = [max(0, each.lost_steps) for each in seen]
+    print(
+        f"| {name} | {spread([each.detected_s for each in seen])} | "
+        f"{spread([each.first_step_s for each in seen])} | "
+        f"{statistics.median(lost):.0f} / {max(lost)} | "
+        f"{sum(each.right for each in seen)} of {len(seen)} |",
+        flush=True,
+    )
+
+
+def spread(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds):.1f} / {max(seconds):.1f}"
+
+
+if __name__ == "__main__":
+    main()
