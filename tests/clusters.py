@@ -1,6 +1,5 @@
 """Ray clusters of their own: ports, folder, token; ended by the processes that were started."""
 
-import atexit
 import contextlib
 import os
 import secrets
@@ -34,6 +33,7 @@ class Head:
     folder: Path
     environment: dict[str, str]
     leader: subprocess.Popen[str]
+    kept: contextlib.ExitStack
 
     @contextlib.contextmanager
     def without_gcs(self) -> Iterator[None]:
@@ -51,7 +51,8 @@ class Head:
         again = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        atexit.register(again.kill)
+        self.kept.callback(again.wait)
+        self.kept.callback(again.kill)
 
     def submit(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -156,7 +157,9 @@ def ray_head(
     try:
         address = f"http://127.0.0.1:{ports['--dashboard-port']}"
         wait_for(lambda: _answers(f"{address}/api/version"), leader, limit_s=60)
-        yield Head(address, f"127.0.0.1:{ports['--port']}", folder, environment, leader)
+        gcs = f"127.0.0.1:{ports['--port']}"
+        with contextlib.ExitStack() as kept:
+            yield Head(address, gcs, folder, environment, leader, kept)
     finally:
         leader.send_signal(signal.SIGCONT)
         _end(leader)

@@ -164,6 +164,19 @@ def test_digests_tell_apart_what_sums_do_not() -> None:
     assert digest_of_all([x, x + 1]) != digest_of_all([x + 1, x])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_digests_tell_apart_what_flipped_bits_leave(dtype: torch.dtype) -> None:
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    x = torch.randn(64, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    whole = digest(x)
+    for bit in range(8 * dtype.itemsize):
+        one = torch.ones((), dtype=integers) << bit
+        for trial in range(50):
+            chosen = torch.rand(64, generator=torch.Generator().manual_seed(trial)) < 0.5
+            flipped = torch.where(chosen, x.view(integers) ^ one, x.view(integers))
+            assert digest(flipped.view(dtype)) != whole, (bit, trial)
+
+
 def test_a_digest_does_not_depend_on_strides_or_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(37, 11)
     whole = digest(x)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import traceback
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -63,10 +65,17 @@ def _worker(loop_config: dict[str, Any]) -> None:
     place, rank = place_of_record(loop_config["place"]), ray.train.get_context().get_world_rank()
     try:
         config = merge(RunConfig(), loop_config["config"], where="the driver")
+        _use_assigned_threads()
         train(config, place, ray.train.torch.get_device())
     except Exception as error:
         leave_word(place, rank, error)
         raise
+
+
+def _use_assigned_threads() -> None:
+    """Ray sets the threads of a worker by its CPUs; torch was imported before, and took them all."""
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads.split(",")[0]))
 
 
 def leave_word(place: RunPlace, rank: int, error: Exception) -> None:

@@ -27,8 +27,9 @@ OUTSIDE = "outside"  # of all blocks: the model's own weights
 def digest(tensor: Tensor, salt: int = 0) -> Tensor:
     """An int64 () on the tensor's device that depends on every bit and its place.
 
-    It differs for sure where one element does, and otherwise by chance of 2^-64 alone. Sums of
-    integers are the same in any order.
+    It differs for sure where one element does, and else misses a difference with a probability of
+    about 2^-64: elements are mixed as splitmix64 does before they are summed. Sums of integers are
+    the same in any order.
     """
     flat = tensor.detach().reshape(-1)
     bits = flat.view(_INTEGERS[flat.element_size()])
@@ -38,8 +39,11 @@ def digest(tensor: Tensor, salt: int = 0) -> Tensor:
         places = torch.arange(begin, begin + len(part), device=flat.device)
         # Every step but the sum is a bijection of 64-bit integers.
         mixed = (places + (salt << 32)).mul_(_PLACE).bitwise_xor_(part).mul_(_MIX)
+        for factor in (_PLACE, _MIX):  # one round leaves the sign bits of many to cancel out
+            mixed ^= (mixed >> 32) & _LOW
+            mixed.mul_(factor)
         mixed ^= (mixed >> 32) & _LOW
-        total += mixed.mul_(_PLACE).sum()
+        total += mixed.sum()
     return total
 
 
