@@ -8,7 +8,9 @@ import pytest
 from nvml.stand_in import StandIn
 from storm import Storm, storm
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
+from scalewright.cluster.evidence import Evidence
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.night, pytest.mark.timeout(600)]
 
 FELL_OFF_THE_BUS, BAD_PROGRAM = 79, 13
 CHECK = "scalewright.health.check"
@@ -71,8 +73,9 @@ def test_a_gpu_that_falls_off_the_bus_takes_its_machine_out(
     standing = run.ledger.standing(name)
     assert standing.state == "quarantined"
     assert "79" in standing.reasons[-1]
-    (event,) = (e for e in run.ledger.history(gpus[name].uuid(0)) if e.machine == name)
-    assert event.kind == "hardware"
+    assert standing.score == pytest.approx(5, abs=0.1)  # the finding and its end are one incident
+    told = [e for e in run.ledger.history(gpus[name].uuid(0)) if isinstance(e, Evidence)]
+    assert {(event.machine, event.kind) for event in told} == {(name, "hardware")}
 
 
 def test_a_machine_that_is_held_stays_out_when_the_job_starts_again(run: Storm) -> None:

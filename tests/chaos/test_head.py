@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from storm import Storm, storm
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.night, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ def test_a_killed_rank_costs_seconds(run: Storm) -> None:
     assert {s.state for s in run.ledger.standings().values()} <= {"healthy", "suspect"}
 
 
+@pytest.mark.night
 def test_a_frozen_rank_is_named(run: Storm) -> None:
     victim = ranks(run)[1]
     seen = run.after(lambda: victim.suspend())
@@ -61,18 +62,21 @@ def test_a_frozen_rank_is_named(run: Storm) -> None:
     assert not victim.is_running()
 
 
+@pytest.mark.night
 def test_a_rank_that_sleeps_is_named_and_not_the_one_that_waits(run: Storm) -> None:
     seen = run.after(lambda: run.sabotage(1, "sleep"))
     assert (seen.failure["cause"], seen.failure["rank"]) == ("hang", 1)
     assert seen.lost_steps <= INTERVAL + AHEAD
 
 
+@pytest.mark.night
 def test_a_driver_that_is_killed_is_replaced(run: Storm) -> None:
     seen = run.after(lambda: run.attempts()[0].kill())
     assert seen.failure["cause"] == "controller"
     assert seen.lost_steps <= INTERVAL + AHEAD
 
 
+@pytest.mark.night
 def test_a_node_that_is_to_leave_costs_no_step(run: Storm) -> None:
     name, node = next(iter(run.used().items()))
     begin_s = time.time()
@@ -101,6 +105,7 @@ def test_a_node_that_dies_is_left_for_a_spare(run: Storm) -> None:
     node.end()
 
 
+@pytest.mark.night
 def test_a_node_that_freezes_is_left_for_a_spare(run: Storm) -> None:
     spare(run)
     name, node = next(iter(run.used().items()))
@@ -131,6 +136,7 @@ def test_every_step_had_its_clips_and_its_loss_every_time(run: Storm) -> None:
     assert {step for _, step in told} >= set(range(run.saved()))
 
 
+@pytest.mark.night
 def test_a_run_shrinks_when_no_spare_is_left(run: Storm) -> None:
     for name, node in run.nodes.items():
         if node.alive and name not in run.used():
@@ -145,6 +151,7 @@ def test_a_run_shrinks_when_no_spare_is_left(run: Storm) -> None:
     node.end()
 
 
+@pytest.mark.night
 def test_a_run_grows_at_a_save_when_a_node_comes(run: Storm) -> None:
     begin_s = time.time()
     seen = run.after(run.add_node)
@@ -155,6 +162,7 @@ def test_a_run_grows_at_a_save_when_a_node_comes(run: Storm) -> None:
     assert run.steps()[-1].values["elastic/world_size"] == 2
 
 
+@pytest.mark.night
 def test_the_job_that_is_killed_goes_on_where_it_was(run: Storm) -> None:
     before, saved = run.attempt(), run.saved()
     os.kill(run.driver.pid, signal.SIGKILL)

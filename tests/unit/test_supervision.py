@@ -15,6 +15,7 @@ from scalewright.cluster.blame import of_failure, of_finding, of_slow
 from scalewright.cluster.classify import Failure
 from scalewright.cluster.evidence import WEIGHTS
 from scalewright.cluster.ledger import Ledger
+from scalewright.cluster.monitor import relative_speed
 from scalewright.cluster.notes import Notes
 from scalewright.cluster.order import Order
 from scalewright.cluster.process import AttemptProcess, LostError
@@ -50,11 +51,29 @@ def test_nothing_is_ordered_before_every_rank_has_taken_a_step() -> None:
     assert stop_after([BEAT, replace(BEAT, rank=1, done=0)]) is None
 
 
+def test_an_order_is_given_again_when_all_ranks_were_past_it() -> None:
+    beats = [replace(BEAT, step=7), replace(BEAT, rank=1, step=9)]
+    assert stop_after(beats, 9) is None
+    assert stop_after(beats, 7) is None  # one waits there for the other
+    again = stop_after(beats, 6)
+    assert again is not None
+    assert again > 9
+
+
 def test_an_order_is_found_by_the_ranks_of_its_folder(tmp_path: Path) -> None:
     order = StopOrder(tmp_path)
     assert not order.due(5)
     order_stop(tmp_path, 6)
     assert [done for done in range(4, 9) if order.due(done)] == [6]
+    order_stop(tmp_path, 11)
+    assert [done for done in range(9, 14) if order.due(done)] == [11]
+
+
+def test_a_node_is_measured_beside_the_median_of_the_others() -> None:
+    speeds = {"a": 1.0, "b": 4.0, "c": 6.0, "d": None}
+    assert relative_speed("a", speeds) == pytest.approx(1 / 5)
+    assert relative_speed("d", speeds) == relative_speed(None, speeds) == 1.0
+    assert relative_speed("a", {"a": 1.0}) == 1.0
 
 
 OF_MACHINES = {"process", "hang", "node", "gpu", "corruption"}

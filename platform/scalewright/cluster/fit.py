@@ -73,7 +73,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
 
 
 def _use_assigned_threads() -> None:
-    """Ray sets the threads of a worker by its CPUs; torch was imported before, and took them all."""
+    """Ray limits threads to the worker's CPUs; torch was imported before, and took them all."""
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads.split(",")[0]))
 

@@ -5,11 +5,12 @@ of a dead worker after seconds and of a frozen one after minutes, and waits for 
 here the first sure sign is enough, and the supervisor ends the rest with this process.
 """
 
+import functools
 import logging
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -48,6 +49,7 @@ class Monitor:
         self._ended, self._once = threading.Event(), threading.Lock()
         self._pausing: tuple[str, float] | None = None
         self._stop_step: int | None = None
+        self._measuring = threading.Lock()
         self._heard = dict.fromkeys(order.nodes, time.monotonic())
         self._reports: dict[str, Report] = {}
         self._states: list[NodeState] = []
@@ -109,8 +111,10 @@ class Monitor:
                     return
                 case DataStall() as stall:
                     self._tell_stall(stall)
-            for slow in self._slowness.look(list(beats.values()), time.monotonic()):
-                self._tell_slow(slow)
+            slow = self._slowness.look(list(beats.values()), time.monotonic())
+            if slow and self._measuring.acquire(blocking=False):
+                look = functools.partial(self._tell_slow, slow)
+                threading.Thread(target=self._guarded, args=(look,), daemon=True).start()
             self._advance_pause(beats)
             self._s_per_flop = self._watchdog.rate.s_per_flop
 
@@ -136,22 +140,25 @@ class Monitor:
     def _blame(self, hang: Hang) -> Failure:
         return inquire(self._surveyor.agents, self._of, hang, self._machines)
 
-    def _tell_slow(self, slow: Slow) -> None:
-        """Tell of a slow rank once its node has been measured beside the others."""
-        nodes = {b.rank: node for node, report in self._reports.items() for b in report.beats}
-        speeds = self._surveyor.agents.ask("speed", within_s=MEASURE_S)
-        rates = {node: rate for node, rate in speeds.items() if rate}
+    def _tell_slow(self, ranks: Sequence[Slow]) -> None:
+        """Tell of slow ranks once their nodes have been measured beside the others.
 
-        def measured(rank: int) -> float:
-            others = [rate for node, rate in rates.items() if node != nodes.get(rank)]
-            mine = rates.get(nodes.get(rank, ""))
-            return mine / statistics.median(others) if mine and others else 1.0
+        In a thread of its own: it takes seconds, and faults do not wait.
+        """
+        try:
+            nodes = {b.rank: node for node, report in self._reports.items() for b in report.beats}
+            speeds = self._surveyor.agents.ask("speed", within_s=MEASURE_S)
+            for slow in ranks:
+                self._tell_measured(slow, relative_speed(nodes.get(slow.rank), speeds))
+        finally:
+            self._measuring.release()
 
+    def _tell_measured(self, slow: Slow, measured: float) -> None:
         spare = any(s.answers and s.node_id not in self._order.nodes for s in self._states)
-        action = decide(slow, self._order.run_config.health, spare=spare, measure=measured)
+        action = decide(slow, self._order.run_config.health, spare=spare, measured=measured)
         machine = self._machines.get(slow.rank)
         self._say(
-            "slow", rank=slow.rank, machine=machine, speed=slow.speed, measured=measured(slow.rank),
+            "slow", rank=slow.rank, machine=machine, speed=slow.speed, measured=measured,
             action=str(action),
         )  # fmt: skip
         if action is not Action.TELL:
@@ -208,7 +215,7 @@ class Monitor:
     def _advance_pause(self, beats: dict[int, Beat]) -> None:
         if self._pausing is None:
             return
-        if self._stop_step is None and (step := stop_after(list(beats.values()))) is not None:
+        if (step := stop_after(list(beats.values()), self._stop_step)) is not None:
             self._surveyor.agents.ask("stop_after", self._of, step, within_s=ANSWER_S)
             self._stop_step = step
         if time.monotonic() > self._pausing[1]:
@@ -254,6 +261,13 @@ class Monitor:
             self._surveyor.agents.ask(last, self._of, within_s=ANSWER_S)
             self._say("ended", how=how, **fields)
             self._ended.set()
+
+
+def relative_speed(node: str | None, speeds: Mapping[str, float | None]) -> float:
+    """A node's speed, where 1 is the median of the others; 1 if one of the two is not known."""
+    others = [speed for other, speed in speeds.items() if speed and other != node]
+    mine = speeds.get(node) if node else None
+    return mine / statistics.median(others) if mine and others else 1.0
 
 
 def _is_gone(beat: Beat) -> bool:

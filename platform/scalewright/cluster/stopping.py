@@ -14,9 +14,15 @@ AHEAD_S = 2.0
 AHEAD_STEPS = 2
 
 
-def stop_after(beats: Sequence[Beat]) -> int | None:
-    """The number of steps to have done by then; None until every rank has taken a step."""
+def stop_after(beats: Sequence[Beat], ordered: int | None = None) -> int | None:
+    """The number of steps to have done by then, if that is to be ordered now.
+
+    None until every rank has taken a step. An order that came too late to all ranks is given
+    again; where it came too late to some, they wait for the others, and no order helps.
+    """
     if not beats or any(beat.done == 0 for beat in beats):
+        return None
+    if ordered is not None and any(beat.step <= ordered for beat in beats):
         return None
     quickest_s = min(beat.last_s for beat in beats)
     steps = math.ceil(AHEAD_S / max(quickest_s, 1e-3)) + AHEAD_STEPS

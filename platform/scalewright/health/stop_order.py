@@ -1,6 +1,7 @@
 """The order to the ranks of a node to save after a step and to end: a file beside their beats.
 
-It is written before any rank gets there, and every rank looks after each of its steps.
+It is written before any rank gets there, and every rank looks after each of its steps. Where all
+ranks were there before, another order replaces it.
 """
 
 import os
@@ -25,6 +26,7 @@ class StopOrder:
 
     def due(self, done: int) -> bool:
         """Whether to save and end now that so many steps are done."""
-        if self._step is None and os.path.exists(self._path):
+        passed = self._step is None or self._step < done  # another may come
+        if passed and os.path.exists(self._path):
             self._step = int(Path(self._path).read_text())
         return self._step == done

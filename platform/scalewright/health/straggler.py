@@ -9,7 +9,7 @@ row, and by more than the noise that all ranks show.
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -55,14 +55,12 @@ class Slow:
         return falls and self.speeds[0] - self.speeds[-1] >= _WORSE
 
 
-def decide(
-    slow: Slow, config: HealthConfig, *, spare: bool, measure: Callable[[int], float]
-) -> Action:
-    """What to do, once `measure` has tested the rank's machine: its speed, where 1 is the fleet's.
+def decide(slow: Slow, config: HealthConfig, *, spare: bool, measured: float) -> Action:
+    """What to do, once the rank's machine was `measured`: its speed, where 1 is the fleet's.
 
     A machine that passes its test is left alone, however slow it seemed.
     """
-    if not spare or measure(slow.rank) >= config.slow_speed:
+    if not spare or measured >= config.slow_speed:
         return Action.TELL
     if slow.speed < config.swap_speed or slow.worsening:
         return Action.SWAP_NOW
