@@ -6,7 +6,7 @@
 A real run on raylets of this machine is disturbed: each fault of the table `--repeats` times.
 Seconds are from the fault to the first step of the next attempt; steps are those that had to be
 done again. Ray Train's own elastic shrink, with its defaults, is measured on a cluster of the same
-size in the same run.
+size in the same run. All of it takes an hour and a half; `--part` makes one of the two tables.
 """
 
 import sys
@@ -34,22 +34,31 @@ SPARE = 3  # nodes for two ranks
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--repeats", default=5, show_default=True)
-def main(data: Path, repeats: int) -> None:
-    """Print the table."""
+@click.option("--part", type=click.Choice(["all", "spare", "shrink"]), default="all")
+def main(data: Path, repeats: int, part: str) -> None:
+    """Print the tables."""
     print(
         f"# From a fault to the next step\n\n{platform.machine()}, {psutil.cpu_count()} cores, "
-        f"torch {torch.__version__}; {repeats} of each, median / worst\n"
+        f"torch {torch.__version__}; {repeats} of each, median / worst"
     )
+    with tempfile.TemporaryDirectory() as folder:
+        if part in ("all", "spare"):
+            print_head("With a spare")
+            with storm(Path(folder) / "spare", data, SPARE) as run:
+                for fault in FAULTS:
+                    print_row(fault.name, repeat(run, fault, SPARE, repeats))
+        if part in ("all", "shrink"):
+            print_head("Without one: from two ranks to one")
+            with storm(Path(folder) / "none", data, 2) as run:
+                print_row(KILLED_RAYLET.name, repeat(run, KILLED_RAYLET, 2, repeats))
+            stock = [shrink_s() for _ in range(repeats)]
+            print(f"| the same, Ray Train's own elasticity | | {spread(stock)} | | |")
+
+
+def print_head(title: str) -> None:
+    print(f"\n## {title}\n")
     print("| fault | noticed, s | next step, s | steps done again | blamed right |")
     print("|---|---|---|---|---|", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        with storm(Path(folder) / "spare", data, SPARE) as run:
-            for fault in FAULTS:
-                print_row(fault.name, repeat(run, fault, SPARE, repeats))
-        with storm(Path(folder) / "none", data, 2) as run:
-            print_row("the same without a spare: 2 to 1", repeat(run, KILLED_RAYLET, 2, repeats))
-    stock = [shrink_s() for _ in range(repeats)]
-    print(f"| the same with Ray Train's own elasticity | | {spread(stock)} | | |")
 
 
 def repeat(run: Storm, fault: Fault, nodes: int, repeats: int) -> list[Seen]:
