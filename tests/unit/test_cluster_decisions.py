@@ -81,6 +81,7 @@ def test_growing_must_pay() -> None:
     assert not worth_growing(3, 4, left_s=600, restart_s=300, since_start_s=day, cooldown_s=1800)
     assert not worth_growing(3, 4, left_s=day, restart_s=300, since_start_s=60, cooldown_s=1800)
     assert not worth_growing(4, 4, left_s=day, restart_s=0, since_start_s=day, cooldown_s=0)
+    assert not worth_growing(4, 0, left_s=day, restart_s=0, since_start_s=day, cooldown_s=0)
 
 
 def error(rank: int, kind: str, message: str, time_s: float = 100.0, **more: object) -> RankError:
@@ -156,6 +157,12 @@ def test_a_fault_that_a_machine_found_on_itself_explains_what_its_ranks_say() ->
 def test_a_lost_machine_is_named_and_not_the_peers_that_noticed() -> None:
     failure = classify([peer_gone(0), peer_gone(2)], lost=frozenset({"m1"}))
     assert (failure.cause, failure.machine) == ("node", "m1")
+
+
+def test_machines_that_are_lost_at_once_are_not_to_blame() -> None:
+    failure = classify([peer_gone(0)], lost=frozenset({"m1", "m2", "m3"}))
+    assert (failure.cause, failure.machine) == ("node", None)
+    assert "3 machines at once are gone or do not answer: m1, m2, m3" in failure.message
 
 
 def test_consequences_alone_name_nobody() -> None:

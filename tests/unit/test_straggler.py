@@ -149,12 +149,13 @@ def test_a_new_process_begins_anew() -> None:
         ((0.85, 0.84, 0.86), True, 0.99, Action.TELL),
         ((0.6, 0.6, 0.6), True, 0.6, Action.SWAP_NOW),
         ((0.6, 0.6, 0.6), True, 1.0, Action.TELL),
+        ((0.6, 0.6, 0.6), True, None, Action.TELL),
         ((0.89, 0.85, 0.81), True, 0.8, Action.SWAP_NOW),
         ((0.81, 0.81, 0.80), True, 0.8, Action.SWAP_AT_CHECKPOINT),
     ],
 )
 def test_what_is_done_about_it(
-    speeds: tuple[float, ...], spare: bool, measured: float, expected: Action
+    speeds: tuple[float, ...], spare: bool, measured: float | None, expected: Action
 ) -> None:
     slow = Slow(3, speeds, since_s=0.0, alone=False)
     assert decide(slow, CONFIG, spare=spare, measured=measured) is expected

@@ -6,27 +6,40 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalewright.cluster.agents import Agents
 from scalewright.cluster.blame import of_failure, of_finding, of_slow
-from scalewright.cluster.classify import Failure
+from scalewright.cluster.classify import Failure, RankError
 from scalewright.cluster.evidence import WEIGHTS
+from scalewright.cluster.fit import last_words, leave_word
+from scalewright.cluster.inquiry import inquire
 from scalewright.cluster.ledger import Ledger
-from scalewright.cluster.monitor import relative_speed
+from scalewright.cluster.monitor import ends_of_ranks, relative_speed
 from scalewright.cluster.notes import Notes
 from scalewright.cluster.order import Order
 from scalewright.cluster.process import AttemptProcess, LostError
-from scalewright.cluster.run_folder import next_attempt
+from scalewright.cluster.run_folder import (
+    RunStoppedError,
+    believe,
+    doubt,
+    in_doubt,
+    next_attempt,
+)
 from scalewright.cluster.stopping import AHEAD_S, stop_after
 from scalewright.errors import FencedError
 from scalewright.events import EVENTS_FILE, EventLog
 from scalewright.health.finding import Finding, Remedy, Verdict
+from scalewright.health.stacks import Stack
 from scalewright.health.stop_order import StopOrder, order_stop
+from scalewright.health.watchdog import Hang, Kind
 from scalewright.heartbeat import Beat, Phase
 from scalewright.train.fence import Fence
+from scalewright.train.place import RunPlace
 
 BEAT = Beat(
     rank=0, attempt=1, pid=1, thread_id=1, phase=Phase.STEP, step=7, moves=9, done=3, loop_at=0.0,
@@ -72,8 +85,74 @@ def test_an_order_is_found_by_the_ranks_of_its_folder(tmp_path: Path) -> None:
 def test_a_node_is_measured_beside_the_median_of_the_others() -> None:
     speeds = {"a": 1.0, "b": 4.0, "c": 6.0, "d": None}
     assert relative_speed("a", speeds) == pytest.approx(1 / 5)
-    assert relative_speed("d", speeds) == relative_speed(None, speeds) == 1.0
-    assert relative_speed("a", {"a": 1.0}) == 1.0
+    assert relative_speed("d", speeds) is None
+    assert relative_speed(None, speeds) is None
+    assert relative_speed("a", {"a": 1.0}) is None
+
+
+def test_the_first_to_be_gone_is_to_blame_and_not_those_that_are_ended_after_it() -> None:
+    beats = {rank: replace(BEAT, rank=rank) for rank in range(4)}  # all gone by now
+    (end,) = ends_of_ranks([], {2: 5.0}, beats, [])
+    assert (end.rank, end.kinds, end.time_s) == (2, ("ProcessGone",), 5.0)
+    told = [RankError(2, ("RayActorError",), "died", 6.0), RankError(0, ("Word",), "lost", 7.0)]
+    assert ends_of_ranks(told[:1], {2: 5.0}, beats, []) == told[:1]
+    assert ends_of_ranks([], {2: 5.0, 0: 5.0}, beats, told) == told
+
+
+def test_a_driver_that_was_taken_over_ends_and_can_be_called_again(tmp_path: Path) -> None:
+    mine = next_attempt(tmp_path)
+    other = next_attempt(tmp_path)
+    with pytest.raises(RunStoppedError, match="another driver has begun attempt 2") as stopped:
+        next_attempt(tmp_path, after=mine)
+    assert stopped.value.exit_code == 75
+    assert next_attempt(tmp_path, after=other) == 3
+
+
+def test_doubt_outlives_the_driver_until_an_attempt_takes_steps(tmp_path: Path) -> None:
+    assert not in_doubt(tmp_path)
+    doubt(tmp_path)
+    doubt(tmp_path)
+    next_attempt(tmp_path)
+    assert in_doubt(tmp_path)
+    believe(tmp_path)
+    believe(tmp_path)
+    assert not in_doubt(tmp_path)
+
+
+def test_storage_that_fails_loses_last_words_and_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RunPlace(tmp_path, tmp_path, attempt=3)
+    leave_word(place, 1, ValueError("a bug"))
+    (word,) = last_words(tmp_path, 3)
+    assert (word.rank, word.kinds[0], word.message) == (1, "ValueError", "a bug")
+    assert last_words(tmp_path, 2) == []
+
+    def stale(*_: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    assert last_words(tmp_path, 3) == []
+
+
+class Shown:
+    """In place of the agents: what ranks show."""
+
+    def __init__(self, *stacks: Stack) -> None:
+        self._answers = {"stacks": {"n": {s.rank: s for s in stacks}}, "traces": {"n": {}}}
+
+    def ask(self, method: str, *_: object, within_s: float) -> Any:
+        return self._answers[method]
+
+
+def test_ranks_of_one_machine_that_hang_together_name_it(tmp_path: Path) -> None:
+    frozen = [Stack(rank, 1, 1, "T" if rank < 2 else "S") for rank in range(6)]
+    hang = Hang(Kind.BEHIND, (0, 1), "they stand still", 0.0, 1.0, sure=True)
+    agents = cast(Agents, Shown(*frozen))
+    one = inquire(agents, (str(tmp_path), 1), hang, dict.fromkeys((0, 1), "m1") | {2: "m2"})
+    assert (one.cause, one.rank, one.machine) == ("hang", None, "m1")
+    two = inquire(agents, (str(tmp_path), 1), hang, {0: "m1", 1: "m2"})
+    assert (two.rank, two.machine) == (None, None)
 
 
 OF_MACHINES = {"process", "hang", "node", "gpu", "corruption"}

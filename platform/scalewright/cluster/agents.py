@@ -220,9 +220,11 @@ class Agents:
         with self._lock:
             actors = {node: self._actors[node] for node in arguments if node in self._actors}
         calls = {n: getattr(actor, method).remote(*arguments[n]) for n, actor in actors.items()}
-        return self._collect(calls, within_s)
+        return self._collect(calls, actors, within_s)
 
-    def _collect(self, calls: dict[str, Any], within_s: float) -> dict[str, Any]:
+    def _collect(
+        self, calls: dict[str, Any], asked: Mapping[str, Any], within_s: float
+    ) -> dict[str, Any]:
         ready: Sequence[Any]
         ready, _ = (
             ray.wait(list(calls.values()), num_returns=len(calls), timeout=within_s)
@@ -238,7 +240,8 @@ class Agents:
                 answers[node] = ray.get(call)
             except ray.exceptions.RayError:
                 with self._lock:
-                    self._actors.pop(node, None)  # it died; the next `on` starts another
+                    if self._actors.get(node) is asked[node]:
+                        del self._actors[node]  # it died; the next `on` starts another
         return answers
 
 

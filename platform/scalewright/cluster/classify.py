@@ -43,6 +43,7 @@ _OUT_OF_MEMORY_TEXTS = ("out of memory", "running low on memory")
 _GPU_TEXTS = ("cuda error", "xid", "uncorrectable ecc", "nvlink", "device-side hardware error")
 # A fault that a node found explains an error that came so long after it, or so shortly before.
 _BEFORE_S, _AFTER_S = 60.0, 10.0
+_NAMED = 4  # machines in a message
 
 # Errors of the platform that have a cause of their own; any other of them is `refused`.
 _CAUSES: Mapping[str, Cause] = {
@@ -114,13 +115,20 @@ def classify(
     if broken := _hardware(in_time, findings or {}):
         return broken
     if lost:
-        machine = min(lost)
-        ranks = [e.rank for e in in_time if e.machine == machine]
-        rank = ranks[0] if ranks else None
-        return Failure("node", f"machine {machine} is gone or does not answer", rank, machine)
+        return _lost(lost, in_time)
     if not errors:
         return Failure("controller", "the worker group ended without an error of a worker")
     return _of_ranks(in_time)
+
+
+def _lost(lost: frozenset[str], errors: Sequence[RankError]) -> Failure:
+    """One machine that is gone is blamed; several at once have something else in common."""
+    if len(lost) > 1:
+        names = ", ".join(sorted(lost)[:_NAMED])
+        return Failure("node", f"{len(lost)} machines at once are gone or do not answer: {names}")
+    (machine,) = lost
+    rank = next((error.rank for error in errors if error.machine == machine), None)
+    return Failure("node", f"machine {machine} is gone or does not answer", rank, machine)
 
 
 def _of_platform(error: RankError) -> Failure:

@@ -38,6 +38,11 @@ class Cluster:
         if self._process is not None:
             self._end(self._process)
 
+    @property
+    def own(self) -> bool:
+        """Whether it is started for the run, with all the nodes that it will ever have."""
+        return not os.environ.get("RAY_ADDRESS")
+
     def address(self) -> str:
         """Where to join. `LostError` if a cluster cannot be started here."""
         if outer := os.environ.get("RAY_ADDRESS"):

@@ -45,7 +45,10 @@ def fit(order: Order) -> list[RankError]:
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one of before V2
             name=f"attempt-{order.attempt}",
             storage_path=str(order.folder / "ray"),
-            failure_config=FailureConfig(max_failures=0),
+            # Whatever fails, an attempt has failed: the supervisor decides what follows.
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # typed as the one of before V2
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
             worker_runtime_env={"env_vars": {**WORKER, **parallel.environment_variables()}},
         ),
     )
@@ -81,22 +84,29 @@ def _use_assigned_threads() -> None:
 def leave_word(place: RunPlace, rank: int, error: Exception) -> None:
     """Write down how this rank ended and when: Ray tells neither the time nor the order."""
     record = asdict(_as_error(rank, error)) | {"traceback": traceback.format_exc()}
-    folder = place.folder / WORDS
+    folder = _words(place.folder, place.attempt)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"attempt-{place.attempt:05d}-rank-{rank:05d}.json", record)
+        write_json(folder / f"rank-{rank:05d}.json", record)
     except OSError as disk:
         logging.getLogger(__name__).warning("%s: the last word is lost: %s", folder, disk)
 
 
 def last_words(folder: Path, attempt: int) -> list[RankError]:
-    """What the ranks of an attempt left behind."""
+    """What the ranks of an attempt left behind, as far as the storage tells."""
     found = []
-    for path in sorted((folder / WORDS).glob(f"attempt-{attempt:05d}-rank-*.json")):
-        record = json.loads(path.read_text())
-        record.pop("traceback")
-        found.append(RankError(**record | {"kinds": tuple(record["kinds"])}))
+    try:
+        for path in sorted(_words(folder, attempt).glob("rank-*.json")):
+            record = json.loads(path.read_text())
+            record.pop("traceback")
+            found.append(RankError(**record | {"kinds": tuple(record["kinds"])}))
+    except OSError as error:
+        logging.getLogger(__name__).warning("last words cannot be read: %s", error)
     return found
+
+
+def _words(folder: Path, attempt: int) -> Path:
+    return folder / WORDS / f"attempt-{attempt:05d}"
 
 
 def _as_error(rank: int, error: BaseException) -> RankError:

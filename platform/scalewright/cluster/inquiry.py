@@ -20,7 +20,7 @@ HANGS = "hangs"
 
 def inquire(agents: Agents, of: Attempt, hang: Hang, machines: Mapping[int, str]) -> Failure:
     """Name the rank that made the others wait, and keep what every rank showed."""
-    stacks: dict[int, Stack] = _joined(agents.ask("stacks", of, DUMP_S, within_s=DUMP_S + 3))
+    stacks = dump(agents, of)
     recorded = _joined(agents.ask("traces", of, TRACE_S, within_s=TRACE_S + 3))
     traces: dict[int, Trace] = {rank: parse_trace(each) for rank, each in recorded.items()}
     kept = _keep(Path(of[0]) / HANGS / f"attempt-{of[1]:05d}.txt", hang, stacks)
@@ -32,9 +32,15 @@ def inquire(agents: Agents, of: Attempt, hang: Hang, machines: Mapping[int, str]
         ranks, confidence = hang.ranks, max(confidence, 0.6)
     rank = ranks[0] if len(ranks) == 1 else None
     message = f"{hang.why}; {why}. Stacks: {kept}" if why != hang.why else f"{why}. Stacks: {kept}"
-    machine = machines.get(rank) if rank is not None else None
+    of_ranks = {machines.get(each) for each in ranks}
+    machine = of_ranks.pop() if len(of_ranks) == 1 else None
     cause: Cause = "storage" if blame.cause in ("storage", "data") else "hang"
     return Failure(cause, message, rank, machine, confidence=confidence)
+
+
+def dump(agents: Agents, of: Attempt) -> dict[int, Stack]:
+    """The stacks of all ranks whose nodes answer in time."""
+    return _joined(agents.ask("stacks", of, DUMP_S, within_s=DUMP_S + 3))
 
 
 def _joined(answers: Mapping[str, Mapping[int, Any]]) -> dict[int, Any]:

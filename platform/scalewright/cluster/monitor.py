@@ -17,13 +17,14 @@ from typing import Any
 from scalewright.cluster.agents import MEASURE_S, Report
 from scalewright.cluster.classify import Failure, RankError, classify, is_fatal
 from scalewright.cluster.fit import last_words
-from scalewright.cluster.inquiry import inquire
+from scalewright.cluster.inquiry import dump, inquire
 from scalewright.cluster.order import Order
 from scalewright.cluster.stopping import stop_after
 from scalewright.cluster.survey import ANSWER_S, NodeState, Surveyor, reachable
 from scalewright.health import xid_history
 from scalewright.health.finding import Finding
-from scalewright.health.straggler import Action, Slow, StragglerMonitor, decide
+from scalewright.health.stacks import Stack, same_place
+from scalewright.health.straggler import Slow, StragglerMonitor, decide
 from scalewright.health.watchdog import DataStall, Hang, Watchdog
 from scalewright.heartbeat import Beat, Phase
 from scalewright.train.place import SUMMARY
@@ -36,8 +37,9 @@ STATUS_S = 2.0
 SETTLE_S = 1.0
 # A node that answers neither its agent's call nor anything else is given up.
 SILENT_S = 15.0
-# For the ranks to reach a step that all of them know of, and to save.
-PAUSE_S = 600.0
+BETWEEN_DUMPS_S = 5.0
+# Nodes that are measured beside a slow one.
+PEERS = 4
 
 
 class Monitor:
@@ -49,12 +51,17 @@ class Monitor:
         self._ended, self._once = threading.Event(), threading.Lock()
         self._pausing: tuple[str, float] | None = None
         self._stop_step: int | None = None
+        self._stop_told: set[str] = set()  # nodes that have the order
         self._measuring = threading.Lock()
+        self._gone: dict[int, float] = {}  # ranks that were gone at the first look that found any
         self._heard = dict.fromkeys(order.nodes, time.monotonic())
         self._reports: dict[str, Report] = {}
         self._states: list[NodeState] = []
         self._progress_s = time.time()
         self._moved: dict[int, float] = {}
+        self._began_s = time.monotonic()
+        self._stacks: dict[int, Stack] = {}
+        self._dumped_s = 0.0
         self._machines: dict[int, str] = {}  # by rank, of all that beat so far
         self._stalled = 0.0
         self._slowness = StragglerMonitor(order.run_config.health)
@@ -99,13 +106,14 @@ class Monitor:
             self._look()
             beats = self._beats()
             self._note_progress(beats)
+            self._tell_late()
             if self._is_over(beats):
                 self._detect()
                 self._ended.wait(SETTLE_S)
                 self._judge([])
                 return
             match self._watchdog.look(list(beats.values()), time.monotonic()):
-                case Hang() as hang:
+                case Hang() as hang if hang.sure or self._stands_still(hang):
                     self._detect()
                     self._fail(self._blame(hang))
                     return
@@ -125,17 +133,43 @@ class Monitor:
 
     def _is_over(self, beats: dict[int, Beat]) -> bool:
         """Whether a rank has ended, or what it runs on."""
+        self._note_gone(beats)
         return (
-            any(_is_gone(beat) for beat in beats.values())
+            bool(self._gone)
             or any(is_fatal(finding) for found in self._findings().values() for finding in found)
             or bool(self._lost())
             or bool(last_words(self._order.folder, self._order.attempt))
         )
 
+    def _note_gone(self, beats: dict[int, Beat]) -> None:
+        if not self._gone:
+            now = time.time()
+            self._gone = {beat.rank: now for beat in beats.values() if _is_gone(beat)}
+
     def _findings(self) -> dict[str, tuple[Finding, ...]]:
         """What the machines of this attempt found on themselves."""
         here = [self._reports[node] for node in self._order.nodes if node in self._reports]
         return {report.machine: report.findings for report in here}
+
+    def _stands_still(self, hang: Hang) -> bool:
+        """Whether suspects that take CPU stand where they stood some seconds ago, by two dumps."""
+        now = time.monotonic()
+        if now - self._dumped_s < BETWEEN_DUMPS_S:
+            return False
+        before, self._stacks = self._stacks, dump(self._surveyor.agents, self._of)
+        self._dumped_s = now
+        suspects = hang.ranks or tuple(self._stacks)
+        return bool(suspects) and all(
+            rank in before and rank in self._stacks and same_place(before[rank], self._stacks[rank])
+            for rank in suspects
+        )
+
+    def _tell_late(self) -> None:
+        """Not all ranks ever began: Ray waits for their places for as long as it takes."""
+        ranks, limit_s = sum(self._order.nodes.values()), self._order.run_config.health.start_s
+        if len(self._machines) < ranks and time.monotonic() - self._began_s > limit_s:
+            text = f"{len(self._machines)} of {ranks} ranks began within health.start_s"
+            self._fail(Failure("controller", f"{text} = {limit_s:g}"))
 
     def _blame(self, hang: Hang) -> Failure:
         return inquire(self._surveyor.agents, self._of, hang, self._machines)
@@ -147,22 +181,30 @@ class Monitor:
         """
         try:
             nodes = {b.rank: node for node, report in self._reports.items() for b in report.beats}
-            speeds = self._surveyor.agents.ask("speed", within_s=MEASURE_S)
+            spare = any(
+                s.answers and s.slots and s.leaves_s is None and s.node_id not in self._order.nodes
+                for s in self._states
+            )
+            suspects = {nodes[slow.rank] for slow in ranks if slow.rank in nodes}
+            speeds = self._speeds(suspects) if spare else {}
             for slow in ranks:
-                self._tell_measured(slow, relative_speed(nodes.get(slow.rank), speeds))
+                self._tell_measured(slow, relative_speed(nodes.get(slow.rank), speeds), spare)
         finally:
             self._measuring.release()
 
-    def _tell_measured(self, slow: Slow, measured: float) -> None:
-        spare = any(s.answers and s.node_id not in self._order.nodes for s in self._states)
+    def _speeds(self, suspects: set[str]) -> dict[str, float | None]:
+        """How fast these nodes are, and a few that have the same to do."""
+        peers = [node for node in self._order.nodes if node not in suspects][:PEERS]
+        asked: dict[str, tuple[Any, ...]] = dict.fromkeys([*suspects, *peers], ())
+        return self._surveyor.agents.ask_each("speed", asked, MEASURE_S)
+
+    def _tell_measured(self, slow: Slow, measured: float | None, spare: bool) -> None:
         action = decide(slow, self._order.run_config.health, spare=spare, measured=measured)
         machine = self._machines.get(slow.rank)
         self._say(
             "slow", rank=slow.rank, machine=machine, speed=slow.speed, measured=measured,
             action=str(action),
         )  # fmt: skip
-        if action is not Action.TELL:
-            self.pause(f"rank {slow.rank} on {machine} is slow", PAUSE_S)
 
     def _tell_stall(self, stall: DataStall) -> None:
         if self._stalled != stall.since_s:
@@ -194,16 +236,12 @@ class Monitor:
         """Blame, from the ranks' own words first, then from what is gone, then from Ray."""
         self._look()
         beats, machines = self._beats(), self._machines
-        errors = {error.rank: error for error in of_ray}
-        for beat in beats.values():
-            if _is_gone(beat):
-                text = f"process {beat.pid} is gone, in {beat.phase.name.lower()} {beat.step}"
-                errors[beat.rank] = RankError(beat.rank, ("ProcessGone",), text, time.time())
-        for word in last_words(self._order.folder, self._order.attempt):
-            errors[word.rank] = word
+        if not of_ray:
+            self._note_gone(beats)
+        words = last_words(self._order.folder, self._order.attempt)
         named = [
             replace(error, machine=error.machine or machines.get(error.rank))
-            for error in errors.values()
+            for error in ends_of_ranks(of_ray, self._gone, beats, words)
         ]
         lost = frozenset(self._surveyor.machine(node) for node in self._lost())
         failure = classify(named, self._findings(), lost)
@@ -216,8 +254,13 @@ class Monitor:
         if self._pausing is None:
             return
         if (step := stop_after(list(beats.values()), self._stop_step)) is not None:
-            self._surveyor.agents.ask("stop_after", self._of, step, within_s=ANSWER_S)
-            self._stop_step = step
+            self._stop_step, self._stop_told = step, set()
+        if untold := self._order.nodes.keys() - self._stop_told:
+            arguments = dict.fromkeys(untold, (self._of, self._stop_step))
+            if self._stop_step is not None:
+                self._stop_told |= self._surveyor.agents.ask_each(
+                    "stop_after", arguments, ANSWER_S
+                ).keys()
         if time.monotonic() > self._pausing[1]:
             reason = self._pausing[0]
             self._fail(Failure("preempted", f"{reason}; the ranks did not save in time"))
@@ -263,11 +306,30 @@ class Monitor:
             self._ended.set()
 
 
-def relative_speed(node: str | None, speeds: Mapping[str, float | None]) -> float:
-    """A node's speed, where 1 is the median of the others; 1 if one of the two is not known."""
+def ends_of_ranks(
+    of_ray: Sequence[RankError],
+    gone: Mapping[int, float],
+    beats: Mapping[int, Beat],
+    words: Sequence[RankError],
+) -> list[RankError]:
+    """How each rank ended, as Ray tells it, by its process, and above all by its own last word.
+
+    `gone`: ranks whose processes were the first to be gone, and when (wall time). Ray ends the
+    others soon after: those are gone by now as well, and nothing happened to them.
+    """
+    errors = {error.rank: error for error in of_ray}
+    for rank, time_s in gone.items():
+        if (beat := beats.get(rank)) is not None:
+            text = f"process {beat.pid} is gone, in {beat.phase.name.lower()} {beat.step}"
+            errors.setdefault(rank, RankError(rank, ("ProcessGone",), text, time_s))
+    return list((errors | {word.rank: word for word in words}).values())
+
+
+def relative_speed(node: str | None, speeds: Mapping[str, float | None]) -> float | None:
+    """A node's speed, where 1 is the median of the others; None if one of the two is not known."""
     others = [speed for other, speed in speeds.items() if speed and other != node]
     mine = speeds.get(node) if node else None
-    return mine / statistics.median(others) if mine and others else 1.0
+    return mine / statistics.median(others) if mine and others else None
 
 
 def _is_gone(beat: Beat) -> bool:

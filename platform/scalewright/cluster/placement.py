@@ -98,8 +98,9 @@ def worth_growing(
     more workers take off, and costs one restart. `cooldown_s` keeps a node that comes and goes
     from stopping the run each time.
     """
-    saved_s = left_s * (1 - now / then)
-    return then > now and since_start_s >= cooldown_s and saved_s > restart_s
+    if then <= now or since_start_s < cooldown_s:
+        return False
+    return left_s * (1 - now / then) > restart_s
 
 
 def machines(placed: Mapping[str, int], nodes: Sequence[Node]) -> dict[str, int]:

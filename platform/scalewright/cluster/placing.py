@@ -1,5 +1,6 @@
 """What a run knows of its nodes, and where its next attempt goes."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from scalewright.cluster.classify import is_fatal
 from scalewright.cluster.notes import Notes
 from scalewright.cluster.placement import Node, choose_workers, machines
 from scalewright.cluster.process import AttemptProcess
-from scalewright.cluster.run_folder import RunStoppedError
+from scalewright.cluster.run_folder import RunStoppedError, checkpoint_step
 from scalewright.command import REQUEUE
 from scalewright.errors import ConfigError
 from scalewright.events import EventLog
@@ -20,15 +21,23 @@ from scalewright.health.xid import XidEvent
 from scalewright.health.xid_history import History, remembered
 from scalewright.train.run import RunConfig
 
+logger = logging.getLogger(__name__)
+
 SURVEY_S = 60.0
 ASK_AGAIN_S = 1.0
+# A cluster that has just been started is joined by its nodes meanwhile.
+JOINING_S = 60.0
 
 
 class Placing:
-    """The nodes as they were found, and the placement that follows from it."""
+    """The nodes as they were found, and the placement that follows from it.
 
-    def __init__(self, config: RunConfig, folder: Path, notes: Notes) -> None:
-        self.config, self.notes = config, notes
+    `joined`: all nodes are there, so that none is waited for where the run never ran.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, notes: Notes, *, joined: bool) -> None:
+        self.config, self.notes, self._folder = config, notes, folder
+        self._joined = joined
         self.xids: History = {}
         self._admission = Admission(config, folder, notes)
         self._used: frozenset[str] = frozenset()
@@ -39,7 +48,11 @@ class Placing:
         self, process: AttemptProcess, attempt: int, log: EventLog
     ) -> tuple[dict[str, int], list[Node]]:
         """Where to run, as soon as there are nodes enough that may be used."""
-        end = time.monotonic() + self.config.parallel.wait_for_nodes_s
+        ran = self._placed_once or checkpoint_step(self._folder) > 0
+        wait_s = self.config.parallel.wait_for_nodes_s
+        if not ran:
+            wait_s = 0.0 if self._joined else min(wait_s, JOINING_S)
+        end, told = time.monotonic() + wait_s, False
         while True:
             # What the nodes found on themselves is known from the attempt before, if there was one.
             process.tell("survey", check=not self._findings)
@@ -50,10 +63,13 @@ class Placing:
             try:
                 placed = choose_workers(self.config, nodes)
             except ConfigError as error:
-                if not self._placed_once:
-                    raise
-                if time.monotonic() > end:
+                if time.monotonic() >= end:
+                    if not ran:
+                        raise
                     raise RunStoppedError(str(error), REQUEUE) from None
+                if not told:
+                    logger.warning("%s; waiting up to %.0f s for nodes", error, wait_s)
+                    told = True
                 time.sleep(ASK_AGAIN_S)
                 continue
             restart = self._placed_once
@@ -74,6 +90,13 @@ class Placing:
             for record in state["findings"]:
                 finding = from_record(record)
                 self.notes.add(of_finding(state["machine"], finding, self.config.name, attempt))
+
+    def has_spare(self, states: Sequence[dict[str, Any]]) -> bool:
+        """Whether a node that the run does not use could take the place of one that it does."""
+        return any(
+            node.slots and node.rank is not None and node.machine not in self._used
+            for node in self.nodes(states)
+        )
 
     def nodes(self, states: Sequence[dict[str, Any]]) -> list[Node]:
         """The nodes with what is known of each."""

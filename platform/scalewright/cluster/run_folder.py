@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scalewright.command import REQUEUE
 from scalewright.errors import ScalewrightError
 from scalewright.events import EVENTS_FILE, BrokenLine, read_events
 from scalewright.train.fence import RUN_STATE
 from scalewright.train.manifest import CHECKPOINTS, committed
-from scalewright.train.place import SUMMARY, write_json
+from scalewright.train.place import ONLY_TRUSTED, SUMMARY, write_json
 from scalewright.train.run import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,26 @@ def checkpoint_step(folder: Path) -> int:
     return int(names[0].removeprefix("step-")) if names else 0
 
 
-def next_attempt(folder: Path) -> int:
-    """Count attempts over the whole life of the run, and fence those before: see train/fence.py."""
+def doubt(folder: Path) -> None:
+    """Have attempts go on from trusted checkpoints only, until one of them takes steps."""
+    (folder / ONLY_TRUSTED).touch()
+
+
+def in_doubt(folder: Path) -> bool:
+    return (folder / ONLY_TRUSTED).exists()
+
+
+def believe(folder: Path) -> None:
+    """What is saved from now on follows from what was trusted."""
+    (folder / ONLY_TRUSTED).unlink(missing_ok=True)
+
+
+def next_attempt(folder: Path, *, after: int = 0) -> int:
+    """Count attempts over the whole life of the run, and fence those before: see train/fence.py.
+
+    `after`: the last one that the caller counted. Where there were others since, another driver
+    has taken the run over: two that fence each other in turn would both get nowhere.
+    """
     path = folder / RUN_STATE
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"attempt": 0, "kept": {}}
@@ -55,6 +74,12 @@ def next_attempt(folder: Path) -> int:
             record["attempt"], EVENTS_FILE,
         )  # fmt: skip
     before: int = record["attempt"]
+    if after and before > after:
+        raise RunStoppedError(
+            f"{folder}: another driver has begun attempt {before} since this one began {after}, "
+            "and drives the run now; run the same command again where that one has ended",
+            REQUEUE,
+        )
     record["kept"][str(before)] = [each.name for each in committed(folder / CHECKPOINTS)]
     write_json(path, {"attempt": before + 1, "kept": record["kept"]})
     return before + 1

@@ -8,10 +8,11 @@ node, Ray's head, the attempt's process), the same loop goes on from the newest 
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scalewright.cluster.blame import of_failure, of_slow
 from scalewright.cluster.classify import Failure
@@ -23,17 +24,30 @@ from scalewright.cluster.placement import choose, machines, worth_growing
 from scalewright.cluster.placing import Placing
 from scalewright.cluster.policy import Ended, Stop, decide
 from scalewright.cluster.process import AttemptProcess, LostError, raise_error
-from scalewright.cluster.run_folder import RunStoppedError, checkpoint_step, next_attempt
+from scalewright.cluster.run_folder import (
+    RunStoppedError,
+    believe,
+    checkpoint_step,
+    doubt,
+    in_doubt,
+    next_attempt,
+)
+from scalewright.command import REQUEUE
 from scalewright.config import to_dict
 from scalewright.data.settings import legal_worlds
+from scalewright.errors import ScalewrightError
 from scalewright.events import EVENTS_FILE, EventLog
+from scalewright.health.straggler import Action
 from scalewright.health.xid_history import to_record
 from scalewright.train.place import SUMMARY, RunPlace
 from scalewright.train.run import RunConfig
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
+
 JOIN_S = 120.0  # to import and to join, on a machine that is busy
+AGAIN_S = 5.0
 # When the next attempt's process is started, after steps are taken: not beside the first of them.
 STANDBY_AFTER_S = 5.0
 
@@ -99,19 +113,20 @@ class _Supervisor:
     ) -> None:
         self.config, self.folders, self.cluster = config, folders, cluster
         self.notes = Notes(ledger, f"run {config.name}")
-        self._placing = Placing(config, folders.run, self.notes)
+        self._placing = Placing(config, folders.run, self.notes, joined=cluster.own)
         self._worker_logs = worker_logs
         self._next: AttemptProcess | None = None
         self._stands_by = False
         self._history: list[Ended] = []
         self._moving = False
-        self._workers, self._growing, self._only_trusted = 0, False, False
+        self._workers, self._growing = 0, False
+        self._first = self._attempts = 0  # attempts that this supervisor began
+        self._states: list[dict[str, Any]] = []
         self._s_per_flop: dict[int, float] = {}  # by number of workers, as last learned
 
     def run(self) -> dict[str, Any]:
         while True:
-            attempt = next_attempt(self.folders.run)
-            log = EventLog(self.folders.run / EVENTS_FILE, attempt)
+            attempt, log = self._patiently(self._begin)
             try:
                 outcome = self._attempt(attempt, log)
                 if outcome is None:
@@ -124,6 +139,27 @@ class _Supervisor:
             finally:
                 log.close()
 
+    def _begin(self) -> tuple[int, EventLog]:
+        """Count the next attempt, which fences those before."""
+        self._attempts = next_attempt(self.folders.run, after=self._attempts)
+        self._first = self._first or self._attempts
+        return self._attempts, EventLog(self.folders.run / EVENTS_FILE, self._attempts)
+
+    def _patiently(self, do: Callable[[], Answer]) -> Answer:
+        """Try again while storage that worked before fails."""
+        end = time.monotonic() + self.config.parallel.wait_for_nodes_s
+        while True:
+            try:
+                return do()
+            except OSError as error:
+                if not self._attempts:
+                    raise
+                if time.monotonic() > end:
+                    text = f"{self.folders.run} cannot be used: {error}"
+                    raise RunStoppedError(text, REQUEUE) from None
+                logger.warning("%s cannot be used: %s; trying again", self.folders.run, error)
+                time.sleep(AGAIN_S)
+
     def close(self) -> None:
         if self._next is not None:
             self._next.end()
@@ -135,9 +171,11 @@ class _Supervisor:
             reason=failure.signature,
         )  # fmt: skip
         # What was computed since the last check is in doubt, and in every checkpoint since.
-        self._only_trusted = failure.cause == "corruption"
+        if failure.cause == "corruption":
+            doubt(self.folders.run)
         self.notes.add(of_failure(failure, self.config.name, attempt, time.time()))
-        self._history.append(Ended(failure, checkpoint_step(self.folders.run), time.time()))
+        step = self._patiently(lambda: checkpoint_step(self.folders.run))
+        self._history.append(Ended(failure, step, time.time()))
         decision = decide(self._history, self.config.parallel.max_restarts)
         if isinstance(decision, Stop):
             log.event("stopped", reason=decision.reason, exit_code=decision.exit_code)
@@ -148,10 +186,8 @@ class _Supervisor:
     def _attempt(self, attempt: int, log: EventLog) -> Failure | Paused | None:
         """One attempt to its end; None if the run is done."""
         log.event("queued")
-        process = self._standby() or self._started()
+        process = self._joined()
         try:
-            if not process.said("joined"):
-                process.wait_for("joined", JOIN_S)
             placed, nodes = self._placing.place(process, attempt, log)
             self._launch(process, attempt, placed)
             self._moving = False
@@ -162,6 +198,29 @@ class _Supervisor:
             return Failure("controller", str(error))
         finally:
             process.end()
+
+    def _joined(self) -> AttemptProcess:
+        """A process that has joined the cluster; its head may be away for a while."""
+        end = time.monotonic() + self.config.parallel.wait_for_nodes_s
+        while True:
+            process: AttemptProcess | None = None
+            try:
+                process = self._standby() or self._started()
+                if not process.said("joined"):
+                    process.wait_for("joined", JOIN_S)
+                return process
+            except BaseException as error:
+                if process is not None:
+                    process.end()
+                # Before the first attempt an address is wrong, and no head went away.
+                wrong = isinstance(error, ScalewrightError) and self._attempts <= self._first
+                if wrong or not isinstance(error, LostError | ScalewrightError):
+                    raise
+                if time.monotonic() > end:
+                    text = f"the cluster cannot be joined: {error}"
+                    raise RunStoppedError(text, REQUEUE) from None
+                logger.warning("the cluster cannot be joined: %s; trying again", error)
+                time.sleep(AGAIN_S)
 
     def _standby(self) -> AttemptProcess | None:
         """The process that waited for this attempt, if it is still well."""
@@ -203,7 +262,7 @@ class _Supervisor:
 
     def _launch(self, process: AttemptProcess, attempt: int, placed: dict[str, int]) -> None:
         (self.folders.run / SUMMARY).unlink(missing_ok=True)
-        place = replace(self.folders.place(attempt), only_trusted=self._only_trusted)
+        place = replace(self.folders.place(attempt), only_trusted=in_doubt(self.folders.run))
         rate = self._s_per_flop.get(sum(placed.values()))
         xids = to_record(self._placing.xids)
         order = Order(to_dict(self.config), place_record(place), placed, rate, xids)
@@ -229,7 +288,10 @@ class _Supervisor:
             raise_error(word)
             match word["is"]:
                 case "status":
-                    self._moving = word["step_s"] > 0
+                    if word["step_s"] > 0 and not self._moving:
+                        self._moving = True
+                        believe(self.folders.run)  # what it went on from was trusted
+                    self._states = word["nodes"]
                     if word["s_per_flop"]:
                         self._s_per_flop[self._workers] = word["s_per_flop"]
                     self._placing.note(word["nodes"], attempt)
@@ -239,6 +301,9 @@ class _Supervisor:
                 case "slow":
                     log.event("slow", **{name: word[name] for name in SLOW})
                     self.notes.add(of_slow(word, self.config.name, attempt, time.time()))
+                    if word["action"] != Action.TELL and self._placing.has_spare(self._states):
+                        reason = f"rank {word['rank']} on {word['machine']} is slow"
+                        process.tell("pause", reason=reason, within_s=PAUSE_S)
                 case "detected":
                     log.event("detected", began_s=word["began_s"])
                 case "data_stall":

@@ -14,7 +14,7 @@ import ray
 from scalewright.cluster.agents import Agents, Eyes, Report
 from scalewright.health.xid import XidEvent
 
-CONNECT_S = 0.5
+CONNECT_S = 1.5  # more than the second after which a lost first packet is sent again
 ANSWER_S = 2.0
 # An agent that starts imports first; on a busy machine that takes its time.
 START_S = 20.0

@@ -99,6 +99,8 @@ def dump(folder: Path, beat: Beat, deadline_s: float, *, native: bool = False) -
     """Stacks of one rank. `native`: also of code that is not Python's, which takes seconds more."""
     end_s = time.monotonic() + deadline_s
     state, kernel = _state(beat.pid)
+    if state == "D" and beat.process is not None and beat.process.state != "D":
+        state, kernel = beat.process.state, ()  # not the loop: one that saves, for example
     threads, problem = _by_pyspy(beat.pid, state, end_s, native=native)
     if not threads and native:
         threads, problem = _by_pyspy(beat.pid, state, end_s, native=False)

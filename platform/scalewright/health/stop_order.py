@@ -12,6 +12,7 @@ _NAME = "stop-after"
 
 def order_stop(beats: Path, step: int) -> None:
     """Have the ranks that beat in this folder stop when so many steps are done."""
+    beats.mkdir(parents=True, exist_ok=True)
     part = beats / f"{_NAME}.part"
     part.write_text(str(step))
     os.replace(part, beats / _NAME)

@@ -55,12 +55,13 @@ class Slow:
         return falls and self.speeds[0] - self.speeds[-1] >= _WORSE
 
 
-def decide(slow: Slow, config: HealthConfig, *, spare: bool, measured: float) -> Action:
+def decide(slow: Slow, config: HealthConfig, *, spare: bool, measured: float | None) -> Action:
     """What to do, once the rank's machine was `measured`: its speed, where 1 is the fleet's.
 
+    None: it was not, or gave no answer.
     A machine that passes its test is left alone, however slow it seemed.
     """
-    if not spare or measured >= config.slow_speed:
+    if not spare or measured is None or measured >= config.slow_speed:
         return Action.TELL
     if slow.speed < config.swap_speed or slow.worsening:
         return Action.SWAP_NOW

@@ -18,7 +18,7 @@ from scalewright.heartbeat import Beat, Phase
 GAP_S = 5.0
 IDLE_SHARE = 0.05  # of one core
 PATIENCE = 3.0  # times the limit, after which standing still alone is enough
-_REMEMBERED = 2000  # steps, all ranks together
+_REMEMBERED = 2000  # steps
 _FEW = 20  # steps whose 99th percentile is their slowest
 
 
@@ -187,7 +187,8 @@ class Watchdog:
         if track is None:
             track = self._tracks[beat.rank] = _Track(beat)
             return track
-        if beat.done > track.beat.done:
+        # A step takes equally long on all ranks: those of one tell of all.
+        if beat.rank == min(self._tracks) and beat.done > track.beat.done:
             self.rate.add(beat.done, beat.last_s, beat.last_flops)
         track.see(beat, passed_s)
         return track

@@ -13,6 +13,7 @@ from scalewright.errors import CheckpointError, DataError, StorageError
 from scalewright.train.manifest import Manifest, check_files
 from scalewright.train.mirror import Mirror
 from scalewright.train.peers import Peers
+from scalewright.train.place import ONLY_TRUSTED
 from scalewright.train.vault import Listing, Vault, remove
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,9 @@ class _Bad:
 def _choice(vault: Vault, *, only_trusted: bool) -> _Choice:
     if only_trusted and vault.trusted_until is None:
         raise CheckpointError(
-            f"{vault.folder}: no step was confirmed yet, so no checkpoint is trusted; resume from "
-            "the newest, or move the folder away to begin anew"
+            f"{vault.folder}: no step was confirmed yet, so no checkpoint is trusted; delete "
+            f"{vault.folder.parent / ONLY_TRUSTED} to go on from the newest all the same, or move "
+            "the folder away to begin anew"
         )
     return _Choice(vault.listing(), vault.trusted_until if only_trusted else None)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SUMMARY = "summary.json"
+ONLY_TRUSTED = "only-trusted"  # exists while only confirmed checkpoints may be gone on from
 SNAPSHOT = "snapshot.arrow"
 NULL_TEXT = "null_text.safetensors"
 

@@ -204,6 +204,7 @@ class _Worker:
             write_left_out(self.place.folder, self.left_out)
         self._event("rewind", to_step=rewind.to_step, reason=rewind.reason,
                     left_out=asdict(rewind.left_out))  # fmt: skip
+        self.paused = None  # what it was asked to save is undone; it is asked again there
         start = self._resume()
         if start == 0:
             raise DivergedError(f"{rewind.reason}; no checkpoint verifies. {way_out}")
