@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from scalewright.cluster.agents import Agents
 from scalewright.cluster.blame import of_failure, of_finding, of_slow
 from scalewright.cluster.classify import Failure, RankError
 from scalewright.cluster.evidence import WEIGHTS
-from scalewright.cluster.fit import last_words, leave_word
 from scalewright.cluster.inquiry import inquire
 from scalewright.cluster.ledger import Ledger
 from scalewright.cluster.monitor import ends_of_ranks, relative_speed
@@ -31,6 +31,7 @@ from scalewright.cluster.run_folder import (
     next_attempt,
 )
 from scalewright.cluster.stopping import AHEAD_S, stop_after
+from scalewright.cluster.words import LastWords, last_words, leave_word
 from scalewright.errors import FencedError
 from scalewright.events import EVENTS_FILE, EventLog
 from scalewright.health.finding import Finding, Remedy, Verdict
@@ -128,11 +129,23 @@ def test_storage_that_fails_loses_last_words_and_no_attempt(
     assert (word.rank, word.kinds[0], word.message) == (1, "ValueError", "a bug")
     assert last_words(tmp_path, 2) == []
 
+    over = threading.Event()
+
     def stale(*_: object) -> None:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr(Path, "read_text", stale)
-    assert last_words(tmp_path, 3) == []
+    def hangs(*_: object) -> None:
+        over.wait()
+        stale()
+
+    words = LastWords(tmp_path, 3)
+    assert words.look(10) == [word]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", stale)
+        assert last_words(tmp_path, 3) == []
+    monkeypatch.setattr(Path, "read_text", hangs)
+    assert words.look(0.1) == words.look(0.1) == [word]
+    over.set()
 
 
 class Shown:

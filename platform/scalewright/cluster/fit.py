@@ -1,12 +1,8 @@
 """One worker group under Ray Train: placed on chosen nodes, run to its end, errors by rank."""
 
-import json
 import logging
 import os
 import time
-import traceback
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -18,14 +14,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from scalewright.cluster.classify import RankError
 from scalewright.cluster.order import Order, place_of_record
 from scalewright.cluster.preload import WORKER
+from scalewright.cluster.words import leave_word
 from scalewright.config import merge
-from scalewright.errors import CorruptionError, ScalewrightError
-from scalewright.health.machine import identify
-from scalewright.train.place import RunPlace, write_json
+from scalewright.errors import ScalewrightError
 from scalewright.train.run import RunConfig
 from scalewright.train.worker import train
-
-WORDS = "words"
 
 
 def fit(order: Order) -> list[RankError]:
@@ -79,47 +72,6 @@ def _use_assigned_threads() -> None:
     """Ray limits threads to the worker's CPUs; torch was imported before, and took them all."""
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads.split(",")[0]))
-
-
-def leave_word(place: RunPlace, rank: int, error: Exception) -> None:
-    """Write down how this rank ended and when: Ray tells neither the time nor the order."""
-    record = asdict(_as_error(rank, error)) | {"traceback": traceback.format_exc()}
-    folder = _words(place.folder, place.attempt)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"rank-{rank:05d}.json", record)
-    except OSError as disk:
-        logging.getLogger(__name__).warning("%s: the last word is lost: %s", folder, disk)
-
-
-def last_words(folder: Path, attempt: int) -> list[RankError]:
-    """What the ranks of an attempt left behind, as far as the storage tells."""
-    found = []
-    try:
-        for path in sorted(_words(folder, attempt).glob("rank-*.json")):
-            record = json.loads(path.read_text())
-            record.pop("traceback")
-            found.append(RankError(**record | {"kinds": tuple(record["kinds"])}))
-    except OSError as error:
-        logging.getLogger(__name__).warning("last words cannot be read: %s", error)
-    return found
-
-
-def _words(folder: Path, attempt: int) -> Path:
-    return folder / WORDS / f"attempt-{attempt:05d}"
-
-
-def _as_error(rank: int, error: BaseException) -> RankError:
-    return RankError(
-        rank,
-        tuple(kind.__name__ for kind in type(error).__mro__[:-1]),
-        str(error),
-        time.time(),
-        machine=identify().serial,
-        exit_code=error.exit_code if isinstance(error, ScalewrightError) else None,
-        culprit=error.culprit if isinstance(error, CorruptionError) else None,
-        confidence=error.confidence if isinstance(error, CorruptionError) else 1.0,
-    )
 
 
 def _of_ray(rank: int, error: BaseException) -> RankError:

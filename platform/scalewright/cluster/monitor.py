@@ -16,11 +16,11 @@ from typing import Any
 
 from scalewright.cluster.agents import MEASURE_S, Report
 from scalewright.cluster.classify import Failure, RankError, classify, is_fatal
-from scalewright.cluster.fit import last_words
 from scalewright.cluster.inquiry import dump, inquire
 from scalewright.cluster.order import Order
 from scalewright.cluster.stopping import stop_after
 from scalewright.cluster.survey import ANSWER_S, NodeState, Surveyor, reachable
+from scalewright.cluster.words import LastWords
 from scalewright.health import xid_history
 from scalewright.health.finding import Finding
 from scalewright.health.stacks import Stack, same_place
@@ -53,6 +53,7 @@ class Monitor:
         self._stop_step: int | None = None
         self._stop_told: set[str] = set()  # nodes that have the order
         self._measuring = threading.Lock()
+        self._words = LastWords(order.folder, order.attempt)
         self._gone: dict[int, float] = {}  # ranks that were gone at the first look that found any
         self._heard = dict.fromkeys(order.nodes, time.monotonic())
         self._reports: dict[str, Report] = {}
@@ -138,7 +139,7 @@ class Monitor:
             bool(self._gone)
             or any(is_fatal(finding) for found in self._findings().values() for finding in found)
             or bool(self._lost())
-            or bool(last_words(self._order.folder, self._order.attempt))
+            or bool(self._words.look(ANSWER_S))
         )
 
     def _note_gone(self, beats: dict[int, Beat]) -> None:
@@ -238,7 +239,7 @@ class Monitor:
         beats, machines = self._beats(), self._machines
         if not of_ray:
             self._note_gone(beats)
-        words = last_words(self._order.folder, self._order.attempt)
+        words = self._words.look(ANSWER_S)
         named = [
             replace(error, machine=error.machine or machines.get(error.rank))
             for error in ends_of_ranks(of_ray, self._gone, beats, words)
