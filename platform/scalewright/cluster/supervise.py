@@ -136,6 +136,9 @@ class _Supervisor:
                     log.event("paused", reason=outcome.reason, step=step)
                     continue
                 self._judge(attempt, outcome, log)
+            except RunStoppedError as error:
+                log.event("stopped", reason=str(error), exit_code=error.exit_code)
+                raise
             finally:
                 log.close()
 
@@ -178,7 +181,6 @@ class _Supervisor:
         self._history.append(Ended(failure, step, time.time()))
         decision = decide(self._history, self.config.parallel.max_restarts)
         if isinstance(decision, Stop):
-            log.event("stopped", reason=decision.reason, exit_code=decision.exit_code)
             raise RunStoppedError(decision.reason, decision.exit_code)
         logger.warning("attempt %d ended (%s); restarting", attempt, failure.signature)
         time.sleep(decision.delay_s)
