@@ -132,8 +132,7 @@ class _Supervisor:
                 if outcome is None:
                     return json.loads((self.folders.run / SUMMARY).read_text())
                 if isinstance(outcome, Paused):
-                    step = checkpoint_step(self.folders.run)
-                    log.event("paused", reason=outcome.reason, step=step)
+                    log.event("paused", reason=outcome.reason, step=self._saved_step())
                     continue
                 self._judge(attempt, outcome, log)
             except RunStoppedError as error:
@@ -147,6 +146,9 @@ class _Supervisor:
         self._attempts = next_attempt(self.folders.run, after=self._attempts)
         self._first = self._first or self._attempts
         return self._attempts, EventLog(self.folders.run / EVENTS_FILE, self._attempts)
+
+    def _saved_step(self) -> int:
+        return self._patiently(lambda: checkpoint_step(self.folders.run))
 
     def _patiently(self, do: Callable[[], Answer]) -> Answer:
         """Try again while storage that worked before fails."""
@@ -177,8 +179,7 @@ class _Supervisor:
         if failure.cause == "corruption":
             doubt(self.folders.run)
         self.notes.add(of_failure(failure, self.config.name, attempt, time.time()))
-        step = self._patiently(lambda: checkpoint_step(self.folders.run))
-        self._history.append(Ended(failure, step, time.time()))
+        self._history.append(Ended(failure, self._saved_step(), time.time()))
         decision = decide(self._history, self.config.parallel.max_restarts)
         if isinstance(decision, Stop):
             raise RunStoppedError(decision.reason, decision.exit_code)
