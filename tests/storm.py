@@ -97,9 +97,12 @@ class Storm:
         self.driver.wait()
 
     def events(self) -> list[Event]:
-        new, self._read = read_events(self.folder / EVENTS_FILE, self._read)
-        self._events += new
-        return self._events
+        while True:  # a piece at a time
+            before = self._read
+            new, self._read = read_events(self.folder / EVENTS_FILE, before)
+            self._events += new
+            if self._read == before:
+                return self._events
 
     def steps(self) -> list[Metrics]:
         return [event for event in self.events() if isinstance(event, Metrics)]

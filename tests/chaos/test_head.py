@@ -34,3 +34,17 @@ def test_training_goes_on_while_the_control_service_is_away(run: Storm) -> None:
     # What came back is in use: a fault is still found, and answered.
     seen = run.after(lambda: next(iter(run.used().values())).workers()[0].kill())
     assert seen.failure["cause"] == "process"
+
+
+def test_a_rank_that_dies_while_the_control_service_is_away_is_replaced_when_it_is_back(
+    run: Storm,
+) -> None:
+    before, begin_s = run.attempt(), time.time()
+    with run.head.without_gcs():
+        next(iter(run.used().values())).workers()[0].kill()
+        time.sleep(20)
+        assert run.driver.poll() is None
+    run.wait(lambda: run.attempt() > before, 240)
+    failed = run.notices("attempt_failed", begin_s)
+    assert failed[0].fields["cause"] == "process"
+    assert {s.state for s in run.ledger.standings().values()} <= {"healthy", "suspect"}
