@@ -59,9 +59,11 @@ class Meter:
         world, model = self.training.world, self.training.model
         numbers = torch.stack(
             [torch.stack((r.loss, r.gradient_norm, r.skipped.double())) for r in self.results]
-        )
+        ).cpu()
+        # The steps have ended once their numbers are here; the rest of this counts for the next.
+        now_s = time.perf_counter()
+        elapsed_s, steps = now_s - self.begin_s, len(self.results)
         losses, norms, skipped = numbers.unbind(1)
-        elapsed_s, steps = time.perf_counter() - self.begin_s, len(self.results)
         taken = skipped == 0
         metrics = {
             "loss/train": losses[taken].mean().item(),
@@ -82,13 +84,16 @@ class Meter:
             if result.statistics is not None:
                 metrics |= as_metrics(result.statistics)
         skips = self._skips(step - steps, numbers)
-        self.restart()
+        self._forget(now_s)
         return Report(metrics, skips)
 
     def restart(self) -> None:
         """Begin a new interval, leaving out whatever happened since the last one ended."""
+        self._forget(time.perf_counter())
+
+    def _forget(self, now_s: float) -> None:
         self.results, self.gains, self.clips, self.visual_tokens, self.flops = [], None, 0, 0, 0
-        self.begin_s = time.perf_counter()
+        self.begin_s = now_s
 
     def _gain_bound(self) -> float:
         """No attention logit of these steps was larger, by the gains of QK-norm alone."""
