@@ -129,7 +129,7 @@ class Storm:
             time.sleep(0.1)
         return time.monotonic() - begin
 
-    def settle(self, steps: int = 25, limit_s: float = 180.0) -> None:
+    def settle(self, steps: int = 25, limit_s: float = 280.0) -> None:
         """Wait until the newest attempt has taken and saved steps, and the next one stands by."""
         self.wait(lambda: len(self.steps()) > 0, limit_s)
 
