@@ -118,7 +118,7 @@ class _Supervisor:
         self._next: AttemptProcess | None = None
         self._stands_by = False
         self._history: list[Ended] = []
-        self._moving = False
+        self._moving = self._doubtful = False
         self._workers, self._growing = 0, False
         self._first = self._attempts = 0  # attempts that this supervisor began
         self._states: list[dict[str, Any]] = []
@@ -177,7 +177,7 @@ class _Supervisor:
         )  # fmt: skip
         # What was computed since the last check is in doubt, and in every checkpoint since.
         if failure.cause == "corruption":
-            doubt(self.folders.run)
+            self._patiently(lambda: doubt(self.folders.run))
         self.notes.add(of_failure(failure, self.config.name, attempt, time.time()))
         self._history.append(Ended(failure, self._saved_step(), time.time()))
         decision = decide(self._history, self.config.parallel.max_restarts)
@@ -244,10 +244,15 @@ class _Supervisor:
 
     def _started(self, *, waiting: bool = False) -> AttemptProcess:
         """A process that imports and joins; one that is `waiting` has the nodes import, too."""
-        process = AttemptProcess(self.cluster.environment)
+        process = AttemptProcess(self.cluster.environment)  # it imports meanwhile
+        try:
+            address = self.cluster.address()
+        except BaseException:
+            process.end()
+            raise
         process.tell(
             "join",
-            address=self.cluster.address(),
+            address=address,
             worker_logs=self._worker_logs,
             gpus_per_worker=self.config.parallel.gpus_per_worker,
             folder=str(self.folders.run),
@@ -265,7 +270,8 @@ class _Supervisor:
 
     def _launch(self, process: AttemptProcess, attempt: int, placed: dict[str, int]) -> None:
         (self.folders.run / SUMMARY).unlink(missing_ok=True)
-        place = replace(self.folders.place(attempt), only_trusted=in_doubt(self.folders.run))
+        self._doubtful = self._patiently(lambda: in_doubt(self.folders.run))
+        place = replace(self.folders.place(attempt), only_trusted=self._doubtful)
         rate = self._s_per_flop.get(sum(placed.values()))
         xids = to_record(self._placing.xids)
         order = Order(to_dict(self.config), place_record(place), placed, rate, xids)
@@ -291,9 +297,10 @@ class _Supervisor:
             raise_error(word)
             match word["is"]:
                 case "status":
-                    if word["step_s"] > 0 and not self._moving:
-                        self._moving = True
-                        believe(self.folders.run)  # what it went on from was trusted
+                    self._moving = self._moving or word["step_s"] > 0
+                    if self._moving and self._doubtful:  # what it went on from was trusted
+                        self._patiently(lambda: believe(self.folders.run))
+                        self._doubtful = False
                     self._states = word["nodes"]
                     if word["s_per_flop"]:
                         self._s_per_flop[self._workers] = word["s_per_flop"]
