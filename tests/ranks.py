@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from scalewright.config import assign
 from scalewright.events import EVENTS_FILE, Metrics, Notice, read_events
 from scalewright.recipes import demo
+from scalewright.train.generate import leave
 from scalewright.train.place import RunPlace
 from scalewright.train.run import RunConfig
 from scalewright.train.worker import train
@@ -49,6 +50,7 @@ def _join(
     # Gloo takes a peer that leaves early for one that died.
     dist.barrier()
     dist.destroy_process_group()
+    leave()
 
 
 def train_rank(rank: int, config: RunConfig, folder: Path, data: Path, attempt: int) -> None:

@@ -94,12 +94,16 @@ class EventLog:
         self._fenced = False
         self._lock = threading.Lock()
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the values of metrics named `group/name`, such as `loss/train`, at `step` >= 0."""
+    def metrics(self, step: int, values: Mapping[str, float], time_s: float | None = None) -> None:
+        """Log the values of metrics named `group/name`, such as `loss/train`, at `step` >= 0.
+
+        `time_s` is the wall time for which they hold, where that is not now.
+        """
         for name in values:
             check_metric_name(name)
         numbers = {name: _strict(float(value)) for name, value in values.items()}
-        self._append("metrics", {"step": _checked_step(step), "values": numbers})
+        held = {} if time_s is None else {"time_s": time_s}
+        self._append("metrics", {**held, "step": _checked_step(step), "values": numbers})
 
     def artifact(self, path: Path, folder: str, step: int | None = None) -> None:
         """Log that the file or folder at `path` is complete and belongs into `folder`.

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -84,6 +85,17 @@ def test_a_log_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert isinstance(notice, Notice)
     fields = {"resume_step": 100, "world": 4, "loss": -math.inf, "nodes": ["a", "b"]}
     assert (notice.kind, notice.fields) == ("attempt", fields)
+
+
+def test_metrics_hold_for_the_time_that_is_told_with_them(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl", attempt=1)
+    before_s = time.time()
+    log.metrics(1, {"loss/train": 1.0}, before_s - 5)
+    log.metrics(2, {"loss/train": 1.0})
+    log.close()
+    told, now = read_all(tmp_path / "events.jsonl")
+    assert told.time_s == before_s - 5
+    assert before_s <= now.time_s <= time.time()
 
 
 def test_a_run_folder_mounted_elsewhere_keeps_its_artifacts(tmp_path: Path) -> None:

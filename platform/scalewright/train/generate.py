@@ -1,10 +1,11 @@
 """Latents from a checkpoint: made by one process, or by several that share out the model."""
 
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -111,6 +112,18 @@ def _join(rank: int, ranks: int, meeting: Path, request: Request, out: Path) -> 
         save_file({str(index): latent for index, latent in enumerate(latents)}, out)
     dist.barrier()  # gloo takes a peer that leaves early for one that died
     dist.destroy_process_group()
+    leave()
+
+
+def leave() -> NoReturn:
+    """End a spawned rank whose work is done, without what Python does at its end.
+
+    Threads of gloo live on after their group; one that lets go of a tensor while Python ends
+    aborts the process, and so would fail a rank that has done its work.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _make(request: Request, device: torch.device) -> list[Tensor]:

@@ -26,8 +26,12 @@ class Skip:
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics over the steps since the last report, and which of them were skipped."""
+    """Metrics over the steps since the last report, and which of them were skipped.
 
+    `ended_s` is the wall time, seconds since 1970, when the last of the steps had ended.
+    """
+
+    ended_s: float
     metrics: dict[str, float]
     skips: tuple[Skip, ...]
 
@@ -61,7 +65,7 @@ class Meter:
             [torch.stack((r.loss, r.gradient_norm, r.skipped.double())) for r in self.results]
         ).cpu()
         # The steps have ended once their numbers are here; the rest of this counts for the next.
-        now_s = time.perf_counter()
+        now_s, ended_s = time.perf_counter(), time.time()
         elapsed_s, steps = now_s - self.begin_s, len(self.results)
         losses, norms, skipped = numbers.unbind(1)
         taken = skipped == 0
@@ -85,7 +89,7 @@ class Meter:
                 metrics |= as_metrics(result.statistics)
         skips = self._skips(step - steps, numbers)
         self._forget(now_s)
-        return Report(metrics, skips)
+        return Report(ended_s, metrics, skips)
 
     def restart(self) -> None:
         """Begin a new interval, leaving out whatever happened since the last one ended."""

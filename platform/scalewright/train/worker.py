@@ -269,7 +269,7 @@ class _Worker:
             | {"data/epoch": order.epoch_of(done)}
         )
         if self.events is not None:
-            self.events.metrics(done, metrics)
+            self.events.metrics(done, metrics, report.ended_s)
         for skip in report.skips:
             self._event("skip", **asdict(skip))
         self.last |= metrics
