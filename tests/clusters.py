@@ -40,19 +40,21 @@ class Head:
         """Kill Ray's global control service, and start it again afterwards where it was."""
         # It ends its node when a part of that dies, as a container would; a machine would not.
         self.leader.send_signal(signal.SIGSTOP)
+        started = psutil.Process(self.leader.pid).children(recursive=True)
+        again = psutil.Process().children()  # where it was away before
         (service,) = (
             each
-            for each in psutil.Process(self.leader.pid).children(recursive=True)
-            if "/gcs_server " in f"{_command(each)} "
+            for each in (*started, *again)
+            if "/gcs_server " in f"{_command(each)} " and each.status() != psutil.STATUS_ZOMBIE
         )
         command, environment = service.cmdline(), service.environ()
         service.kill()
         yield
-        again = subprocess.Popen(
+        back = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self.kept.callback(again.wait)
-        self.kept.callback(again.kill)
+        self.kept.callback(back.wait)
+        self.kept.callback(back.kill)
 
     def submit(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
