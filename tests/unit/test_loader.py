@@ -301,6 +301,17 @@ def test_ram_is_bounded_but_the_next_step_always_fits(folder: tuple[Path, list[E
             assert loader.gauges.ram_bytes == 0
 
 
+def test_no_more_steps_are_read_ahead_than_told(folder: tuple[Path, list[Entry]]) -> None:
+    with Loading(Folder(folder[0]), order_of(folder[1]), ahead_steps=3) as loader:
+        for _ in range(5):
+            deadline_s = time.monotonic() + 10
+            while loader.depth < 3 and time.monotonic() < deadline_s:
+                time.sleep(0.001)
+            time.sleep(0.02)  # to read more, if it would
+            assert loader.depth == 3
+            next(loader)
+
+
 def test_gauges(folder: tuple[Path, list[Entry]]) -> None:
     release = threading.Event()
 

@@ -24,6 +24,7 @@ from scalewright.data.storage import AccessError, CorruptError
 from scalewright.errors import ConfigError, DataError
 
 RAM_BYTES = 256 * 2**20
+AHEAD_STEPS = 128
 READ_AHEAD_BYTES = 8 * RANGE_BYTES  # planned at once, so that neighbours among them are read as one
 
 logger = logging.getLogger(__name__)
@@ -84,10 +85,10 @@ class Loader:
     """Iterates over `StepData` of steps `start_step` to `stop_step`.
 
     Rank r of W gets its share of each step, so W must divide `packs_per_step`. At most `ram_bytes`
-    wait in RAM, but always the next step. A clip that is gone or stays corrupt is skipped and told
-    to `on_skip`, which may raise to end it all; any other error is raised from the iteration.
-    Clips come through `hot`, if there is such a volume before the store that the fetcher reads;
-    otherwise neighbours are read `joined`, where that saves requests.
+    and `ahead_steps` wait in RAM, but always the next step. A clip that is gone or stays corrupt is
+    skipped and told to `on_skip`, which may raise to end it all; any other error is raised from the
+    iteration. Clips come through `hot`, if there is such a volume before the store that the fetcher
+    reads; otherwise neighbours are read `joined`, where that saves requests.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Loader:
         start_step: int,
         stop_step: int,
         ram_bytes: int = RAM_BYTES,
+        ahead_steps: int = AHEAD_STEPS,
         on_skip: Callable[[Skip], None] | None = None,
         hot: HotVolume | None = None,
         joined: bool = True,
@@ -112,7 +114,7 @@ class Loader:
         self._fetcher, self._order = fetcher, order
         self._rank, self._world = rank, world
         self._step, self._stop_step = start_step, stop_step
-        self._ram_bytes = ram_bytes
+        self._ram_bytes, self._ahead_steps = ram_bytes, ahead_steps
         self._on_skip, self._hot = on_skip, hot
         # A volume has joined neighbours already, and brings a step once those before are read.
         joined = joined and hot is None
@@ -291,7 +293,8 @@ class Loader:
     def _has_room(self) -> bool:
         if self._planned == self._stop_step or self._closed:
             return False
-        return self._planned == self._step or self.gauges.ram_bytes < self._ram_bytes
+        ahead = self._planned - self._step
+        return not ahead or (ahead < self._ahead_steps and self.gauges.ram_bytes < self._ram_bytes)
 
     def _is_ready(self) -> bool:
         share = self._shares.get(self._step)

@@ -27,7 +27,8 @@ class DataConfig:
 
     `hot`: a folder that all workers share, such as on NFS, through which clips come from the store
     to RAM, so that each is fetched once for all of them; at most `hot_bytes` lie there, or what a
-    step needs. `ram_bytes`: what one worker reads ahead, at most, beside the next step.
+    step needs. `ram_bytes`: what one worker reads ahead, at most, beside the next step, and no more
+    than `ahead_steps`: what small clips leave room for would be read for minutes at every start.
     `max_skip_share`: of the clips that one worker reads so many may be broken or gone, and ten
     always, unless it is 0; they are left out and listed. `audit`: list the clips of every step, in
     `consumed/` of the run's folder.
@@ -50,6 +51,7 @@ class DataConfig:
     mixture: Mapping[str, float] = field(default_factory=dict, hash=False)
     shuffle_clips: int = 65_536
     ram_bytes: int = 512 * 2**20
+    ahead_steps: int = 128
     hot: str | None = None
     hot_bytes: int = 64 * 2**30
     max_skip_share: float = 0.001
@@ -63,7 +65,7 @@ class DataConfig:
             raise ConfigError("data.path is empty; give the folder that jobs/prepare.py wrote")
         for name in (
             "pack_tokens", "packs_per_step", "balance_steps", "shuffle_clips", "ram_bytes",
-            "hot_bytes",
+            "ahead_steps", "hot_bytes",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} = {getattr(self, name)}; it must be at least 1")

@@ -58,6 +58,7 @@ class Feed:
             start_step=start_step,
             stop_step=stop_step,
             ram_bytes=config.data.ram_bytes,
+            ahead_steps=config.data.ahead_steps,
             on_skip=skips,
             hot=self._hot,
         )
