@@ -48,7 +48,7 @@ def main(data: Path, repeats: int, part: str) -> None:
                 for fault in FAULTS:
                     print_row(fault.name, repeat(run, fault, SPARE, repeats))
         if part in ("all", "shrink"):
-            print_head("Without one: from two ranks to one")
+            print_head("Without a spare: from two ranks to one")
             with storm(Path(folder) / "none", data, 2) as run:
                 print_row(KILLED_RAYLET.name, repeat(run, KILLED_RAYLET, 2, repeats))
             stock = [shrink_s() for _ in range(repeats)]
