@@ -5,7 +5,8 @@
 
 Steps are the run's own, on one rank. A step with its pulse and one without follow each other on the
 same pack, either of them first in turn; the table has the median of the differences of many pairs
-with its 90% interval, as a share of a plain step. Single calls are timed below it.
+with its 90% interval, as a share of a plain step. Single calls are timed below it. What a node's
+health agent takes is counted, not paired: the processor time of it and of all its children.
 """
 
 import sys
@@ -14,13 +15,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 
+import os
 import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 
 import click
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -34,12 +38,14 @@ from scalewright.train.run import RunConfig
 from scalewright.train.training import begin_training
 
 CALLS = 2000
+AGENT_BEGINS_S, AGENT_PERIOD_S = 60.0, 15.0
 
 
 @click.command()
 @click.option("--pairs", default=200, show_default=True)
 @click.option("--threads", default=1, show_default=True, help="Of a CPU; fewer, less noise.")
-def main(pairs: int, threads: int) -> None:
+@click.option("--agent-s", default=300.0, show_default=True, help="How long the agent is watched.")
+def main(pairs: int, threads: int, agent_s: float) -> None:
     """Print a table of the cost of a pulse, and what its calls take."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
@@ -59,6 +65,7 @@ def main(pairs: int, threads: int) -> None:
                 row(name, config, device, tokens, sizes, pulse, pairs)
             single_calls(pulse, Path(folder))
         dist.destroy_process_group()
+        the_agent(Path(folder), agent_s)
 
 
 def row(
@@ -122,6 +129,31 @@ def single_calls(pulse: Pulse, run_folder: Path) -> None:
             call()
             times_s.append(time.perf_counter() - begin_s)
         print(f"| {name} | {1e6 * float(np.median(times_s)):.1f} |", flush=True)
+
+
+def the_agent(storage: Path, watched_s: float) -> None:
+    """Count the processor time of a node's agent with all of its checks, once they are at work."""
+    checks = [sys.executable, "-m", "scalewright.health", "--watch", "--folder", str(storage)]
+    with subprocess.Popen(
+        [*checks, "--period-s", str(AGENT_PERIOD_S), "--out", str(storage / "findings.jsonl")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
+    ) as agent:
+        time.sleep(AGENT_BEGINS_S)
+        before_s, begin_s = processor_s(agent.pid), time.perf_counter()
+        time.sleep(watched_s)
+        used_s, passed_s = processor_s(agent.pid) - before_s, time.perf_counter() - begin_s
+        agent.terminate()
+    print(
+        f"\nA node's agent, all checks each {AGENT_PERIOD_S:g} s, over {passed_s:.0f} s: "
+        f"{1e3 * used_s / passed_s:.2f} ms of one core a second, {used_s / passed_s:.2%} of it"
+    )
+
+
+def processor_s(pid: int) -> float:
+    """Seconds on a processor, of a process, its children, and those of them that have ended."""
+    root = psutil.Process(pid)
+    family = [root, *root.children(recursive=True)]
+    return float(sum(sum(process.cpu_times()[:4]) for process in family))
 
 
 if __name__ == "__main__":
