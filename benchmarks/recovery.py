@@ -70,9 +70,10 @@ def repeat(run: Storm, fault: Fault, nodes: int, repeats: int) -> list[Seen]:
         run.settle()
         shrunk = len(run.used()) < 2  # then from all nodes again
         if shrunk or (index and index % A_DRIVER == 0):
+            before = run.attempt()
             run.stop()
             run.start()
-            run.wait(lambda: len(run.used()) == 2)
+            run.wait(lambda before=before: run.attempt() > before and len(run.used()) == 2)
             run.settle()
         seen.append(disturb(run, fault))
     return seen
