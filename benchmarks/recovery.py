@@ -36,7 +36,8 @@ A_DRIVER = 3  # faults: a supervisor stops a run with more of one kind within a 
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--part", type=click.Choice(["all", "spare", "shrink"]), default="all")
-def main(data: Path, repeats: int, part: str) -> None:
+@click.option("--fault", "names", multiple=True, help="With a spare, only this one; repeatable.")
+def main(data: Path, repeats: int, part: str, names: tuple[str, ...]) -> None:
     """Print the tables."""
     print(
         f"# From a fault to the next step\n\n{platform.machine()}, {psutil.cpu_count()} cores, "
@@ -45,7 +46,8 @@ def main(data: Path, repeats: int, part: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if part in ("all", "spare"):
             print_head("With a spare")
-            for index, fault in enumerate(FAULTS):
+            chosen = [fault for fault in FAULTS if not names or fault.name in names]
+            for index, fault in enumerate(chosen):
                 with storm(Path(folder) / f"spare-{index}", data, SPARE) as run:
                     print_row(fault.name, repeat(run, fault, SPARE, repeats))
         if part in ("all", "shrink"):
