@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long a run stands still after a fault, over and over on one cluster of this machine.
+"""How long a run stands still after a fault, over and over on clusters of this machine.
 
     benchmarks/recovery.py --data CLIPS > benchmarks/recovery-MACHINE.md
 
@@ -36,7 +36,13 @@ A_DRIVER = 3  # faults: a supervisor stops a run with more of one kind within a 
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--part", type=click.Choice(["all", "spare", "shrink"]), default="all")
-@click.option("--fault", "names", multiple=True, help="With a spare, only this one; repeatable.")
+@click.option(
+    "--fault",
+    "names",
+    multiple=True,
+    type=click.Choice([fault.name for fault in FAULTS]),
+    help="With a spare, only this one; repeatable.",
+)
 def main(data: Path, repeats: int, part: str, names: tuple[str, ...]) -> None:
     """Print the tables."""
     print(
