@@ -208,6 +208,21 @@ def test_a_rank_that_brings_nothing_is_not_waited_for(data: Path, tmp_path: Path
     assert one.volume.gauges.from_volume > 0
 
 
+def test_nothing_is_brought_before_what_others_left_is_deleted(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "attempt-0").mkdir()
+    (tmp_path / "attempt-0" / "0-left").write_bytes(bytes(400_000))
+    early = Rank(1, data, tmp_path, patience_s=0.5)
+    early.start()
+    while early.alive:
+        assert not list(tmp_path.glob("attempt-1/0*"))
+        time.sleep(0.002)
+    early.end()
+    assert len(early.got) == STEPS
+    ranks = run(data, tmp_path, name="attempt-2")
+    assert ranks[0].most_bytes <= 400_000
+    assert not list(tmp_path.glob("attempt-[01]"))
+
+
 def test_a_folder_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"data\.hot = .*/file/hot: Not a directory; give a"):

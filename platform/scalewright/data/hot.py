@@ -38,16 +38,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class HotGauges:
-    """What this rank did with the volume; `bytes` and `units` of its own lie there.
+    """What this rank did with the volume."""
 
-    `failed`: units that it could not lay there.
-    """
-
-    bytes: int = 0
+    bytes: int = 0  # of its own that lie there
     units: int = 0
     from_volume: int = 0
     from_store: int = 0
-    failed: int = 0
+    failed: int = 0  # units that it could not lay there
 
 
 class HotVolume:
@@ -230,6 +227,8 @@ class HotVolume:
     def _run(self, stretches: Iterator[Stretch]) -> None:
         """The volume's life: plan a stretch as soon as there is room, look what came, tidy up."""
         try:
+            while not (self._closed or self._path_of(0).exists()):  # what others left takes room
+                time.sleep(LOOK_S)
             ahead = next(stretches, None)
             while not self._closed:
                 while ahead is not None and not self._ending and self._has_room(ahead):
