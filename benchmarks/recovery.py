@@ -15,9 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT), str(ROOT / "tests")]
 
+import contextlib
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 
 import click
@@ -74,7 +76,7 @@ def repeat(run: Storm, fault: Fault, nodes: int, repeats: int) -> list[Seen]:
     seen: list[Seen] = []
     for index in range(repeats):
         while sum(node.alive for node in run.nodes.values()) < nodes:
-            run.add_node(wait=True)
+            replace_gone(run)
         run.settle()
         shrunk = len(run.used()) < 2  # then from all nodes again
         if shrunk or (index and index % A_DRIVER == 0):
@@ -84,7 +86,30 @@ def repeat(run: Storm, fault: Fault, nodes: int, repeats: int) -> list[Seen]:
             run.wait(lambda before=before: run.attempt() > before and len(run.used()) == 2)
             run.settle()
         seen.append(disturb(run, fault))
+        ranks = run.notices("launched")[-1].fields["workers"]
+        if ranks != min(2, nodes - fault.leaves):
+            raise click.ClickException(f"{fault.name}: went on with {ranks} ranks\n{run.log()}")
     return seen
+
+
+def replace_gone(run: Storm) -> None:
+    """Add a node, and wait until it is a spare: Ray lists it, and the run has measured it."""
+    begin_s = time.time()
+    node = run.add_node()
+
+    def joined() -> bool:
+        with contextlib.suppress(ValueError, psutil.NoSuchProcess):  # its raylet is not there yet
+            return node.node_id in run.head.node_ids()
+        return False
+
+    def measured() -> bool:
+        looked = run.notices("preflight", begin_s)
+        return bool(run.notices("measured_ahead", begin_s)) or any(
+            node.machine in notice.fields.get("measured", ()) for notice in looked
+        )
+
+    run.wait(joined, 200)
+    run.wait(measured, 200)
 
 
 def print_row(name: str, seen: Sequence[Seen]) -> None:

@@ -66,6 +66,21 @@ class Head:
             timeout=120,
         )
 
+    def node_ids(self) -> list[str]:
+        """The nodes that Ray lists as alive; none where it does not answer."""
+        asked = "import ray; ray.init(log_to_driver=False)\n"
+        asked += "print('nodes', *(n['NodeID'] for n in ray.nodes() if n['Alive']))"
+        done = subprocess.run(
+            [sys.executable, "-c", asked],
+            env=self.environment | {"RAY_ADDRESS": self.gcs},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        # On a busy machine Ray prints there, too.
+        told = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("nodes ")]
+        return told[-1] if done.returncode == 0 and told else []
+
     def pretrain(
         self, home: Path, *arguments: str, timeout_s: float = 240
     ) -> subprocess.CompletedProcess[str]:
@@ -216,17 +231,7 @@ def _start(arguments: list[str], environment: dict[str, str]) -> subprocess.Pope
 
 
 def _nodes(head: Head) -> int:
-    asked = "import ray; ray.init(log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
-    done = subprocess.run(
-        [sys.executable, "-c", asked],
-        env=head.environment | {"RAY_ADDRESS": head.gcs},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    # On a busy machine Ray prints there, too.
-    counts = [line for line in done.stdout.splitlines() if line.isdigit()]
-    return int(counts[-1]) if done.returncode == 0 and counts else 0
+    return len(head.node_ids())
 
 
 def _answers(url: str) -> bool:
