@@ -136,6 +136,7 @@ class RayNode:
         for process in (*psutil.Process(self.leader.pid).children(recursive=True), self.leader):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        self.leader.wait()  # not `alive` from now on
 
 
 @contextlib.contextmanager
